@@ -1,0 +1,132 @@
+"""The text and image side of a captioner, without its model.
+
+A :class:`CaptionProcessor` holds a tokenizer and an image processor together with the two facts about captions that
+neither of them knows: which token ends a caption, and how long a caption may be. It is what data loader workers carry
+(it has no weights), and what is saved beside a model so that ``from_pretrained`` brings everything back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+
+class TokenizedCaptions(NamedTuple):
+    """Token ids of captions, each ending with the end token, and which of them had to be cut."""
+
+    input_ids: list[list[int]]
+    cut: list[bool]
+
+
+@dataclass(frozen=True)
+class CaptionProcessor:
+    """Tokenizer, image processor, and the rules by which a caption becomes the tokens that are scored.
+
+    The tokens of a caption are those that the tokenizer makes, its own special tokens included, followed by the end
+    token where the tokenizer did not already put it. These are the ``labels`` that people train the model with, so a
+    score is the model's own loss times the number of tokens. The start token is not part of a caption: the captioner
+    puts it in front.
+
+    Args:
+        tokenizer: The tokenizer of the text decoder.
+        image_processor: The image processor of the vision encoder, of any backend.
+        end_token_id: The token that ends a caption. It is scored like every other token.
+        max_caption_tokens: Longest caption in tokens, the end token included. Longer ones are cut; ``None`` for no
+            limit.
+        add_special_tokens: Whether the tokenizer adds its own special tokens.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+    end_token_id: int
+    max_caption_tokens: int | None = None
+    add_special_tokens: bool = True
+
+    def tokenize(self, captions: Sequence[str]) -> TokenizedCaptions:
+        """Turn captions into token ids.
+
+        Args:
+            captions: Caption texts, (n_captions,).
+
+        Returns:
+            ``input_ids``: n_captions lists of token ids, each closed by the end token; ``cut``: for each caption
+            whether it was longer than ``max_caption_tokens``. A cut caption keeps its end token, as truncation by a
+            tokenizer does.
+        """
+        if not captions:
+            return TokenizedCaptions([], [])
+        encoded: list[list[int]] = self.tokenizer(
+            list(captions),
+            add_special_tokens=self.add_special_tokens,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        input_ids, cut = [], []
+        for ids in encoded:
+            closed = ids if ids and ids[-1] == self.end_token_id else [*ids, self.end_token_id]
+            too_long = self.max_caption_tokens is not None and len(closed) > self.max_caption_tokens
+            if too_long:
+                assert self.max_caption_tokens is not None
+                closed = [*closed[: self.max_caption_tokens - 1], self.end_token_id]
+            input_ids.append(closed)
+            cut.append(too_long)
+        return TokenizedCaptions(input_ids, cut)
+
+    def process_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Turn RGB images into what the vision encoder takes.
+
+        Args:
+            images: RGB images, (n_images,).
+
+        Returns:
+            The image processor's tensors, in most families ``{"pixel_values": (n_images, channels, height, width)}``.
+        """
+        features = self.image_processor(images=list(images), return_tensors="pt")
+        return {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+
+    def decode(self, sequences: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Turn generated token ids, (n_captions, length) or ragged, into caption texts without special tokens."""
+        texts: list[str] = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def text_fingerprint(self) -> str:
+        """A hash of all that decides how a caption is tokenized; it does not change as the tokenizer is used.
+
+        ``datasets`` hashes a fast tokenizer with its truncation and padding state, which every call may change, so
+        a cache keyed that way misses.
+        """
+        if self.tokenizer.is_fast:
+            state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+            state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
+        else:
+            state = {
+                "class": type(self.tokenizer).__name__,
+                "vocabulary": self.tokenizer.get_vocab(),
+                "arguments": {key: repr(value) for key, value in self.tokenizer.init_kwargs.items()},
+            }
+        rules = [self.end_token_id, self.max_caption_tokens, self.add_special_tokens]
+        return _digest([state, rules])
+
+    def image_fingerprint(self) -> str:
+        """A hash of the image processor's settings."""
+        return _digest(json.loads(self.image_processor.to_json_string()))
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save tokenizer **and** image processor; ``AutoTokenizer`` and ``AutoImageProcessor`` load them again."""
+        self.tokenizer.save_pretrained(save_directory, **kwargs)
+        self.image_processor.save_pretrained(save_directory, **kwargs)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
