@@ -1,0 +1,202 @@
+"""What every family of captioners offers: ln p(caption | image) for any number of captions per image."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
+from hf_contrastive_caption.captioners.determinism import disable_dropout, norms_with_statistics
+from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
+from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
+from hf_contrastive_caption.processing import CaptionProcessor
+
+Packing = Literal["auto", "packed", "repeated"]
+
+
+class Captioner(ABC):
+    """A thin adapter around a captioning model: it owns alignment, start and end tokens, and how captions are laid out.
+
+    Made by :func:`captioner_for`. One family of models has one subclass, which says how captions and images become
+    the arguments of the model's own forward, and where in the outputs the log-probabilities are.
+
+    Gradients flow only through the call of the model that :meth:`log_probs` is given, as Accelerate wrapped it.
+    Calling its submodules instead would leave the gradients of DDP unsynchronised without any error. The model's own
+    loss is never read.
+
+    Args:
+        model: The captioner, a ``PreTrainedModel`` or a PEFT model around one.
+        processor: Tokenizer and image processor.
+        packing: ``"packed"`` puts all captions of an image into one decoder row, ``"repeated"`` gives each its own
+            row and repeats the states of the image; ``"auto"`` packs if that is exact for this very model, which
+            :meth:`verify` finds out.
+        max_logits_bytes: Largest size of the logits that are held at one time.
+
+    Attributes:
+        layout: ``"packed"`` or ``"repeated"``, what is in use.
+        head: ``"fused"`` (log-probabilities come out of the model in place of logits) or ``"logits"`` (a decoder
+            that changes its logits after the projection).
+        verified: Whether :meth:`verify` has run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: CaptionProcessor,
+        *,
+        packing: Packing = "auto",
+        max_logits_bytes: int = DEFAULT_MAX_LOGITS_BYTES,
+    ) -> None:
+        if packing not in ("auto", "packed", "repeated"):
+            raise ValueError(f"packing is {packing!r}, but must be 'auto', 'packed' or 'repeated'")
+        if max_logits_bytes < 1:
+            raise ValueError(f"max_logits_bytes must be at least 1, but is {max_logits_bytes}")
+        self.model = model
+        self.processor = processor
+        self.packing = packing
+        self.max_logits_bytes = max_logits_bytes
+        self.layout: Literal["packed", "repeated"] = "repeated" if packing == "repeated" else "packed"
+        self.head: Literal["fused", "logits"] = "fused"
+        self.verified = False
+        self._frozen_norms: list[nn.Module] = []
+
+    # What a family has to say -----------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def make_processor(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
+    ) -> CaptionProcessor:
+        """The processor of a model: which token ends its captions, and how long they may be.
+
+        Raises:
+            ValueError: If the tokenizer has no end token, or the model cannot caption.
+        """
+
+    @abstractmethod
+    def rows(self, images: Images, captions: CaptionBatch) -> DecoderRows:
+        """Lay the captions out in decoder rows by ``self.layout``."""
+
+    @abstractmethod
+    def prepare(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> dict[str, Any]:
+        """The keyword arguments of the model's forward."""
+
+    @abstractmethod
+    def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> AbstractContextManager[None]:
+        """A context in which the model's call gives log-probabilities by the current layout and head."""
+
+    @abstractmethod
+    def gather(self, outputs: ModelOutput, captions: CaptionBatch, rows: DecoderRows) -> Tensor:
+        """Log-probability of each caption token, (n_tokens,), from the model's outputs."""
+
+    @abstractmethod
+    def encode(self, images: Images) -> Images:
+        """Run the vision side once, without gradients; the result can stand for ``images`` in :meth:`log_probs`.
+
+        Args:
+            images: What the image processor gives, n_images along the first dimension.
+
+        Returns:
+            A dict of tensors with n_images along the first dimension.
+        """
+
+    @abstractmethod
+    def reference_log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
+        """Log-probability of each caption token by the plainest way there is, (n_tokens,).
+
+        One forward per caption without padding, packing or hooks, logits read from the outputs: the naive twin with
+        which :meth:`verify` compares the quick ways.
+        """
+
+    # What every family gives ------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The captioner itself, without an adapter's wrapper."""
+        model: Any = self.model.get_base_model() if _is_peft(self.model) else self.model
+        assert isinstance(model, PreTrainedModel)
+        return model
+
+    def token_log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
+        """ln p of every caption token given its image and the tokens before it.
+
+        Args:
+            model: ``self.model``, wrapped or not; its own call is what gradients flow through.
+            images: What the image processor gives, n_images along the first dimension, or the result of
+                :meth:`encode`.
+            captions: The captions to score.
+
+        Returns:
+            Log-probabilities in nats, at least float32 whatever the autocast, (n_tokens,).
+        """
+        if not self.verified:
+            self.verify()
+        return self._token_log_probs(model, images, captions)
+
+    def log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
+        """ln p(caption | image): the sum over the caption's tokens, end token included, not normalised by length.
+
+        Args:
+            model: ``self.model``, wrapped or not; its own call is what gradients flow through.
+            images: What the image processor gives, n_images along the first dimension, or the result of
+                :meth:`encode`.
+            captions: The captions to score.
+
+        Returns:
+            Log-probabilities in nats, at least float32 whatever the autocast, (n_captions,).
+        """
+        return sum_by_caption(self.token_log_probs(model, images, captions), captions["lengths"])
+
+    def verify(self) -> None:
+        """Check the quick ways of scoring against the plain one on this very model, and choose what is exact.
+
+        With ``packing="auto"`` a family, or a decoder, in which packing is not exact falls back to repeated states
+        with one warning. Also checks that the decoder is causal. Called by the first scoring if not before.
+
+        Raises:
+            ValueError: If no way agrees with the plain one, the decoder sees later tokens, or ``packing="packed"``
+                was asked for and is not exact.
+        """
+        from hf_contrastive_caption.captioners.verification import verify
+
+        verify(self)
+        self.verified = True
+
+    def make_deterministic(self) -> dict[str, float]:
+        """Set the rates of all dropout to 0 and keep batch norms from using the batch, also in training mode.
+
+        Returns:
+            The dropout rates that were above 0, by name.
+        """
+        self._frozen_norms = norms_with_statistics(self.model)
+        return disable_dropout(self.model)
+
+    def _token_log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
+        for norm in self._frozen_norms:  # Trainer calls model.train() before every step
+            norm.eval()
+        rows = self.rows(images, captions)
+        with self.scoring(images, captions, rows):
+            outputs = model(**self.prepare(images, captions, rows))
+        return self.gather(outputs, captions, rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's floating weights."""
+        return next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
+
+
+def _is_peft(model: nn.Module) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)

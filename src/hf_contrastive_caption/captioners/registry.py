@@ -1,0 +1,111 @@
+"""Which captioner class serves which model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    VisionEncoderDecoderConfig,
+)
+
+from hf_contrastive_caption.captioners.base import Captioner, Packing, _is_peft
+from hf_contrastive_caption.captioners.cross_attention import CrossAttentionCaptioner
+from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
+from hf_contrastive_caption.processing import CaptionProcessor
+
+Processing = CaptionProcessor | ProcessorMixin | tuple[PreTrainedTokenizerBase, BaseImageProcessor]
+"""How the text and image side of a model can be given: one object that has both, or a pair of them in any order."""
+
+_CAPTIONERS: dict[type[PreTrainedConfig], type[Captioner]] = {VisionEncoderDecoderConfig: CrossAttentionCaptioner}
+
+
+def register_captioner(config_class: type[PreTrainedConfig], captioner_class: type[Captioner]) -> None:
+    """Say which captioner class serves the models of a config class, and those of its subclasses.
+
+    Args:
+        config_class: Class of ``model.config``.
+        captioner_class: A subclass of :class:`Captioner`. A later registration of the same config class replaces the
+            earlier one.
+    """
+    if not (isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)):
+        raise TypeError(f"config_class must be a subclass of transformers.PreTrainedConfig, but is {config_class!r}")
+    if not (isinstance(captioner_class, type) and issubclass(captioner_class, Captioner)):
+        raise TypeError(f"captioner_class must be a subclass of Captioner, but is {captioner_class!r}")
+    _CAPTIONERS[config_class] = captioner_class
+
+
+def captioner_for(
+    model: nn.Module,
+    processing_class: Processing | Any,
+    *,
+    packing: Packing = "auto",
+    max_logits_bytes: int = DEFAULT_MAX_LOGITS_BYTES,
+) -> Captioner:
+    """The captioner of a model, found by the class of its config.
+
+    Args:
+        model: A captioning model, a ``PreTrainedModel`` or a PEFT model around one.
+        processing_class: A processor with a tokenizer and an image processor, or a pair of the two (in any order), or
+            a :class:`CaptionProcessor`.
+        packing: How captions are laid out, see :class:`Captioner`.
+        max_logits_bytes: Largest size of the logits that are held at one time.
+
+    Raises:
+        TypeError: If no captioner is registered for the model, or the processing class lacks one of its two sides.
+        ValueError: If the model cannot caption (no cross-attention, no end token).
+    """
+    base = model.get_base_model() if _is_peft(model) else model  # type: ignore[operator]
+    if not isinstance(base, PreTrainedModel):
+        raise TypeError(
+            f"a captioner must be a transformers.PreTrainedModel or a PEFT model around one, but {type(base).__name__} "
+            "was given; wrap your module in a PreTrainedModel with a config and register it with register_captioner"
+        )
+    captioner_class = _captioner_class(base)
+    if isinstance(processing_class, CaptionProcessor):
+        processor = processing_class
+    else:
+        processor = captioner_class.make_processor(base, *split_processing_class(processing_class))
+    return captioner_class(model, processor, packing=packing, max_logits_bytes=max_logits_bytes)
+
+
+def split_processing_class(processing_class: Any) -> tuple[PreTrainedTokenizerBase, BaseImageProcessor]:
+    """The tokenizer and the image processor in a processing class.
+
+    Raises:
+        TypeError: If one of them is missing.
+    """
+    if isinstance(processing_class, CaptionProcessor):
+        return processing_class.tokenizer, processing_class.image_processor
+    if isinstance(processing_class, ProcessorMixin):
+        parts = [getattr(processing_class, name) for name in processing_class.get_attributes()]
+    elif isinstance(processing_class, (tuple, list)):
+        parts = list(processing_class)
+    else:
+        parts = [processing_class]
+    tokenizers = [part for part in parts if isinstance(part, PreTrainedTokenizerBase)]
+    image_processors = [part for part in parts if isinstance(part, BaseImageProcessor)]
+    if len(tokenizers) != 1 or len(image_processors) != 1:
+        raise TypeError(
+            "a captioner needs one tokenizer and one image processor; given as processing_class: "
+            f"{[type(part).__name__ for part in parts]}. Pass processing_class=(tokenizer, image_processor), as loaded "
+            "by AutoTokenizer and AutoImageProcessor, or one processor that has both"
+        )
+    return tokenizers[0], image_processors[0]
+
+
+def _captioner_class(model: PreTrainedModel) -> type[Captioner]:
+    for config_class in type(model.config).__mro__:
+        if config_class in _CAPTIONERS:
+            return _CAPTIONERS[config_class]
+    known = ", ".join(sorted(config_class.__name__ for config_class in _CAPTIONERS))
+    raise TypeError(
+        f"no captioner is known for {type(model).__name__} with a {type(model.config).__name__}; known are {known}. "
+        "For a model of your own write a subclass of Captioner and call register_captioner(config_class, "
+        "captioner_class)"
+    )

@@ -1,0 +1,141 @@
+"""Finding out, on the real model, which quick way of scoring is exact.
+
+Some decoders swallow position ids without a word and give wrong numbers (BART, MBart, TrOCR), others change their
+logits after the projection, and what holds for a class need not hold for the next release of it. So nothing is looked
+up in a table: a captioner's quick ways are compared with one plain forward per caption before they are used.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hf_contrastive_caption.captioners.batch import CaptionBatch, Images, caption_batch
+from hf_contrastive_caption.captioners.determinism import largest_difference
+from hf_contrastive_caption.captioners.packing import sum_by_caption
+
+if TYPE_CHECKING:
+    from hf_contrastive_caption.captioners.base import Captioner
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE_PER_TOKEN = {torch.float64: 1e-8, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Nats per caption token by which two right ways of scoring may differ, by the dtype that matrix products run in."""
+
+_PROBE_LENGTHS = (9, 4, 7, 2)
+_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError)
+"""What a decoder raises that does not take position ids or a four-dimensional mask."""
+
+
+def verify(captioner: Captioner) -> None:
+    """Choose the layout and head of a captioner that agree with its plain scores.
+
+    Tries packed rows first unless repeated ones are asked for, with log-probabilities fused into the projection
+    first; keeps the first combination that agrees.
+
+    Args:
+        captioner: Its ``layout`` and ``head`` are set.
+
+    Raises:
+        ValueError: If none agrees, the decoder is not causal, or ``packing="packed"`` was asked for and is not exact.
+    """
+    was_training = captioner.model.training
+    captioner.model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(captioner.device.type, enabled=False):
+            _choose(captioner)
+    finally:
+        captioner.model.train(was_training)
+
+
+def _choose(captioner: Captioner) -> None:
+    images, captions = _probe(captioner)
+    plain = captioner.reference_log_probs(images, captions)
+    _check_causal(captioner, images, captions, plain)
+    layouts = {"auto": ("packed", "repeated"), "packed": ("packed",), "repeated": ("repeated",)}[captioner.packing]
+    tried: list[str] = []
+    for layout, head in itertools.product(layouts, ("fused", "logits")):
+        captioner.layout, captioner.head = layout, head  # type: ignore[assignment]
+        try:
+            scores = captioner._token_log_probs(captioner.model, images, captions)
+        except _REFUSALS as error:
+            tried.append(f"{layout} with {head}: {type(error).__name__}: {error}")
+            continue
+        worst, allowed = _disagreement(scores, plain, captions, _tolerance(captioner))
+        if worst <= allowed:
+            _report(captioner, tried)
+            return
+        tried.append(f"{layout} with {head}: off by {worst:.2g} nats")
+    raise ValueError(
+        f"no way of scoring {type(captioner.base_model).__name__} {tuple(layouts)} agrees with one plain forward per "
+        f"caption ({'; '.join(tried)}). With packing='auto' repeated states are tried as well; if you did, please "
+        "report the model's config as a bug, or register a captioner of your own with register_captioner"
+    )
+
+
+def _report(captioner: Captioner, tried: list[str]) -> None:
+    if not tried:
+        return
+    logger.warning(
+        "%s: captions are scored with the %s layout and %s head, the quickest way that is exact for this model (%s)",
+        type(captioner.base_model).__name__,
+        captioner.layout,
+        captioner.head,
+        "; ".join(tried),
+    )
+
+
+def _disagreement(scores: Tensor, plain: Tensor, captions: CaptionBatch, per_token: float) -> tuple[float, float]:
+    """Largest difference of a caption's score, and what is allowed for the caption in which it occurs."""
+    lengths = captions["lengths"]
+    difference = sum_by_caption(scores.double() - plain.double(), lengths).abs()
+    worst = int(torch.nan_to_num(difference / lengths, nan=float("inf")).argmax())
+    return float(torch.nan_to_num(difference[worst], nan=float("inf"))), per_token * int(lengths[worst])
+
+
+def _tolerance(captioner: Captioner) -> float:
+    dtype = captioner.dtype
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        dtype = torch.bfloat16  # TF32 and bfloat16 products: ten and eight bits of mantissa
+    return TOLERANCE_PER_TOKEN[dtype]
+
+
+def _probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
+    """Two images of noise, each with captions of several lengths, made of words from all over the vocabulary."""
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(generator.integers(0, 256, (64, 96, 3), dtype=np.uint8)) for _ in range(2)]
+    images = {name: value.to(captioner.device) for name, value in captioner.processor.process_images(pictures).items()}
+    if "pixel_values" in images:
+        images["pixel_values"] = images["pixel_values"].to(captioner.dtype)
+    vocabulary = len(captioner.processor.tokenizer)
+    end = captioner.processor.end_token_id
+    limit = captioner.processor.max_caption_tokens or max(_PROBE_LENGTHS)
+    sentences = [
+        [*generator.integers(0, vocabulary, min(length, limit) - 1).tolist(), end]
+        for length in (*_PROBE_LENGTHS, *reversed(_PROBE_LENGTHS))
+    ]
+    image_index = [0] * len(_PROBE_LENGTHS) + [1] * len(_PROBE_LENGTHS)
+    return images, caption_batch(sentences, image_index, captioner.device)
+
+
+def _check_causal(captioner: Captioner, images: Images, captions: CaptionBatch, plain: Tensor) -> None:
+    """Changing the last two tokens of the first caption must leave what is before them as it was."""
+    length = int(captions["lengths"][0])
+    if length < 3:
+        return
+    changed = captions["input_ids"].clone()
+    changed[length - 2] = (changed[length - 2] + 1) % len(captioner.processor.tokenizer)
+    after = captioner.reference_log_probs(images, CaptionBatch(**{**captions, "input_ids": changed}))
+    moved = largest_difference(after[: length - 2], plain[: length - 2])
+    if moved > _tolerance(captioner) * length:
+        raise ValueError(
+            f"the decoder of {type(captioner.base_model).__name__} sees later tokens: changing a token moved the "
+            f"log-probability of one before it by {moved:.2g} nats, so ln p(caption | image) is not defined; set "
+            "is_decoder=True in the decoder's config"
+        )
