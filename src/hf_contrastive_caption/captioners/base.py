@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.determinism import disable_dropout, norms_with_statistics
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
+from hf_contrastive_caption.captioners.verification import probe, verify
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
 from hf_contrastive_caption.processing import CaptionProcessor
 
@@ -21,7 +22,7 @@ Packing = Literal["auto", "packed", "repeated"]
 
 
 class Captioner(ABC):
-    """A thin adapter around a captioning model: it owns alignment, start and end tokens, and how captions are laid out.
+    """A thin adapter around a captioning model; it owns alignment, start and end tokens, and the layout of captions.
 
     Made by :func:`captioner_for`. One family of models has one subclass, which says how captions and images become
     the arguments of the model's own forward, and where in the outputs the log-probabilities are.
@@ -124,7 +125,7 @@ class Captioner(ABC):
         return model
 
     def token_log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
-        """ln p of every caption token given its image and the tokens before it.
+        """Score every caption token: ln p of it given its image and the tokens before it.
 
         Args:
             model: ``self.model``, wrapped or not; its own call is what gradients flow through.
@@ -140,7 +141,7 @@ class Captioner(ABC):
         return self._token_log_probs(model, images, captions)
 
     def log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
-        """ln p(caption | image): the sum over the caption's tokens, end token included, not normalised by length.
+        """Score captions: ln p(caption | image), summed over tokens with the end token, not normalised by length.
 
         Args:
             model: ``self.model``, wrapped or not; its own call is what gradients flow through.
@@ -163,8 +164,6 @@ class Captioner(ABC):
             ValueError: If no way agrees with the plain one, the decoder sees later tokens, or ``packing="packed"``
                 was asked for and is not exact.
         """
-        from hf_contrastive_caption.captioners.verification import verify
-
         verify(self)
         self.verified = True
 
@@ -176,6 +175,29 @@ class Captioner(ABC):
         """
         self._frozen_norms = norms_with_statistics(self.model)
         return disable_dropout(self.model)
+
+    def freeze_unused(self) -> list[str]:
+        """Freeze the weights that no gradient ever reaches, such as the pooler of a vision encoder.
+
+        DDP waits for the gradient of every weight that is not frozen, and stops with an error where none comes.
+
+        Returns:
+            The names of the weights that were frozen.
+        """
+        images, captions = probe(self)
+        weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        if not weights:
+            return []
+        was_training = self.model.training
+        self.model.eval()  # a probe must not move the statistics of a batch norm
+        with torch.enable_grad():
+            score = self.log_probs(self.model, images, captions).sum()
+            gradients = torch.autograd.grad(score, list(weights.values()), allow_unused=True)
+        self.model.train(was_training)
+        unused = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is None]
+        for name in unused:
+            weights[name].requires_grad_(False)
+        return unused
 
     def _token_log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
         for norm in self._frozen_norms:  # Trainer calls model.train() before every step

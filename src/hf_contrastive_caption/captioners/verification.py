@@ -55,7 +55,7 @@ def verify(captioner: Captioner) -> None:
 
 
 def _choose(captioner: Captioner) -> None:
-    images, captions = _probe(captioner)
+    images, captions = probe(captioner)
     plain = captioner.reference_log_probs(images, captions)
     _check_causal(captioner, images, captions, plain)
     layouts = {"auto": ("packed", "repeated"), "packed": ("packed",), "repeated": ("repeated",)}[captioner.packing]
@@ -106,7 +106,7 @@ def _tolerance(captioner: Captioner) -> float:
     return TOLERANCE_PER_TOKEN[dtype]
 
 
-def _probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
+def probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
     """Two images of noise, each with captions of several lengths, made of words from all over the vocabulary."""
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 256, (64, 96, 3), dtype=np.uint8)) for _ in range(2)]

@@ -1,0 +1,169 @@
+"""The training arguments."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainingArguments
+
+from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
+
+_NO_LOGITS = "logits are never kept here; `evaluate()` reports the loss, the log-ratios and the ranking by itself"
+_NOISE = "it adds noise to the target's scores, and the log-ratio to the reference must be free of it"
+_GENERATION = "evaluation scores captions and generates none; use `caption_images` on the trained model"
+_TOKENS = "a batch has no `input_ids` of its own; captions are ragged"
+_ORDER = "the order of an epoch is a keyed permutation, so that a resume and any number of processes see the same rows"
+
+REFUSED_OPTIONS: dict[str, str] = {
+    "auto_find_batch_size": "the batch size decides how an epoch is padded, and the paper's balance of positives and "
+    "negatives rests on it; lower per_device_train_batch_size and raise gradient_accumulation_steps instead",
+    "average_tokens_across_devices": "the loss is always normalised over all processes",
+    "batch_eval_metrics": _NO_LOGITS,
+    "bf16_full_eval": "it would cast the target and not the reference; bf16=True runs both under autocast",
+    "eval_accumulation_steps": "nothing is accumulated: " + _NO_LOGITS,
+    "eval_do_concat_batches": _NO_LOGITS,
+    "eval_use_gather_object": _NO_LOGITS,
+    "fp16_full_eval": "it would cast the target and not the reference; fp16=True runs both under autocast",
+    "generation_max_length": _GENERATION,
+    "generation_num_beams": _GENERATION,
+    "include_for_metrics": _NO_LOGITS,
+    "include_num_input_tokens_seen": _TOKENS,
+    "label_names": "captions are not labels: they come as a CaptionBatch",
+    "label_smoothing_factor": "a smoothed loss is not a log-probability, so it has no log-ratio",
+    "length_column_name": _ORDER,
+    "liger_kernel_config": "see use_liger_kernel",
+    "neftune_noise_alpha": _NOISE,
+    "parallelism_config": "tensor, context and sequence parallelism split captions over processes, and the scores are "
+    "summed on one; data parallelism (DDP) works",
+    "predict_with_generate": _GENERATION,
+    "prediction_loss_only": "evaluation never returns more than metrics",
+    "remove_unused_columns": "the image and caption columns are found by the data pipeline, which drops the others",
+    "sortish_sampler": _ORDER,
+    "torch_compile": "hooks that are set during a call are not seen by compiled code, and scoring relies on them",
+    "torch_compile_backend": "see torch_compile",
+    "torch_compile_mode": "see torch_compile",
+    "train_sampling_strategy": _ORDER,
+    "use_liger_kernel": "its fused loss replaces the model's forward; here the projection is fused with the "
+    "log-probabilities already",
+}
+"""Inherited options that cannot work here, and why. Each is refused when it is set to anything but its default."""
+
+
+@dataclass
+class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
+    r"""Arguments of :class:`ContrastiveCaptionTrainer`.
+
+    All of ``Seq2SeqTrainingArguments``, with the additions below. Inherited options that cannot work are refused with
+    the reason. Three defaults differ: ``learning_rate`` is 1e-5, ``logging_steps`` 10, and ``bf16`` is chosen by the
+    device (autocast where a GPU has bfloat16, float32 elsewhere).
+
+    Args:
+        objective: ``"contrastive"`` for the contrastive caption loss, ``"mle"`` for maximum likelihood (the negative
+            log-likelihood per token, with the dropout that the model has): to train a reference, and as a control.
+        num_negatives: :math:`K`, how many captions of other images each positive is compared with; 5 in the paper.
+        noise_ratio: :math:`\nu`, the weight of negatives against positives; 1 in the paper. Not the same as
+            ``num_negatives``.
+        beta: Scale of the log-ratio; 1 in the paper.
+        loss_terms: ``"both"``, or ``"positives"`` or ``"negatives"`` alone, for the paper's ablation.
+        captions_per_image: How many of its captions an image brings to an epoch, drawn anew every epoch, or ``"all"``.
+        image_column: The column with images; found by its feature type if not given.
+        caption_columns: The column or columns with captions; found by their types if not given.
+        image_id_column: A column that tells which rows show one image; ``image_id`` if there is one, and else the
+            bytes of the image.
+        on_bad_image: ``"raise"`` names the row of an image that does not open, ``"skip"`` counts it and goes on.
+        reservoir_size: How many captions of a stream are kept to draw negatives from.
+        dataset_num_proc: Processes for tokenizing the captions.
+        max_caption_tokens: Longest caption in tokens, the end token included; the decoder's positions if not given.
+        packing: How captions are laid out, ``"auto"``, ``"packed"`` or ``"repeated"``; see :class:`Captioner`.
+        max_logits_bytes: Largest size of the logits that are held at one time.
+        model_init_kwargs: Arguments of ``from_pretrained`` for a model given by name. Weights are loaded as float32
+            unless this says another dtype.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Autocast to bfloat16; by default where the GPU has it."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
+
+    objective: str = field(default="contrastive", metadata={"help": "'contrastive' or 'mle'."})
+    num_negatives: int = field(default=5, metadata={"help": "Negatives for each positive (K)."})
+    noise_ratio: float = field(default=1.0, metadata={"help": "Weight of negatives against positives (nu)."})
+    beta: float = field(default=1.0, metadata={"help": "Scale of the log-ratio."})
+    loss_terms: str = field(default="both", metadata={"help": "'both', 'positives' or 'negatives'."})
+    captions_per_image: int | str = field(default=1, metadata={"help": "Captions of an image in an epoch, or 'all'."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with images."})
+    caption_columns: list[str] | None = field(default=None, metadata={"help": "Column or columns with captions."})
+    image_id_column: str | None = field(default=None, metadata={"help": "Column that identifies the image."})
+    on_bad_image: str = field(default="raise", metadata={"help": "'raise' or 'skip'."})
+    reservoir_size: int = field(default=5000, metadata={"help": "Captions of a stream kept for negatives."})
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes for tokenizing."})
+    max_caption_tokens: int | None = field(default=None, metadata={"help": "Longest caption in tokens."})
+    packing: str = field(default="auto", metadata={"help": "'auto', 'packed' or 'repeated'."})
+    max_logits_bytes: int = field(default=DEFAULT_MAX_LOGITS_BYTES, metadata={"help": "Bytes of logits held at once."})
+    model_init_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "For from_pretrained."})
+
+    def __post_init__(self) -> None:
+        """Check the arguments, once.
+
+        Raises:
+            ValueError: For an argument that is out of its range or cannot work here.
+        """
+        self._check_refused()
+        self._check_own()
+        if isinstance(self.caption_columns, str):
+            self.caption_columns = [self.caption_columns]
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bfloat16()
+        super().__post_init__()
+        if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
+            raise ValueError(
+                "dispatch_batches and split_batches of accelerator_config cut every tensor of a batch along its first "
+                "dimension, and captions are ragged; leave both off: every process reads its own rows"
+            )
+        self.accelerator_config.dispatch_batches = False  # Accelerate's default for streams is True
+
+    def _check_refused(self) -> None:
+        defaults = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(self)}  # type: ignore[misc]
+        for name, reason in REFUSED_OPTIONS.items():
+            if name in defaults and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name}={getattr(self, name)!r} cannot be used for contrastive captioning: {reason}")
+
+    def _check_own(self) -> None:
+        choices = {
+            "objective": ("contrastive", "mle"),
+            "loss_terms": ("both", "positives", "negatives"),
+            "on_bad_image": ("raise", "skip"),
+            "packing": ("auto", "packed", "repeated"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}")
+        if self.captions_per_image != "all":
+            if isinstance(self.captions_per_image, str) and self.captions_per_image.isdecimal():
+                self.captions_per_image = int(self.captions_per_image)
+            if not isinstance(self.captions_per_image, int):
+                raise ValueError(
+                    f"captions_per_image is {self.captions_per_image!r}, but must be a whole number or 'all'"
+                )
+        smallest = {
+            "num_negatives": 1,
+            "captions_per_image": 1,
+            "reservoir_size": 2,
+            "max_caption_tokens": 2,
+            "max_logits_bytes": 1,
+        }
+        for name, least in smallest.items():
+            value = getattr(self, name)
+            if value is not None and value != "all" and value < least:
+                raise ValueError(f"{name} must be at least {least}, but is {value}")
+        for name in ("noise_ratio", "beta"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be above 0 and finite, but is {getattr(self, name)}; the paper uses 1.0")
+
+
+def _gpu_has_bfloat16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

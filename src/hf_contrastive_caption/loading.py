@@ -1,0 +1,46 @@
+"""Loading a captioner and both sides of its processing by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+_WHERE_FROM = ("revision", "cache_dir", "token", "local_files_only", "force_download", "trust_remote_code")
+"""Arguments of ``from_pretrained`` that hold for the files beside the weights as well."""
+
+
+def load_model(name: str, **model_init_kwargs: Any) -> PreTrainedModel:
+    """Load a captioning model, in float32 unless told otherwise.
+
+    transformers 5 loads weights in the dtype that they were saved in, and training bfloat16 weights at a learning rate
+    of 1e-5 loses most updates to rounding.
+
+    Args:
+        name: Repository on the Hub or folder.
+        **model_init_kwargs: Arguments of ``from_pretrained``.
+    """
+    arguments = {"dtype": torch.float32, **model_init_kwargs}
+    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(name, **arguments)
+    return model
+
+
+def load_processing(name: str, **model_init_kwargs: Any) -> tuple[PreTrainedTokenizerBase, BaseImageProcessor]:
+    """Load the tokenizer and the image processor of a captioner.
+
+    The common captioner repositories have no processor class, and ``AutoProcessor`` gives only their tokenizer.
+
+    Args:
+        name: Repository on the Hub or folder.
+        **model_init_kwargs: As for :func:`load_model`; those that say where files come from are used.
+    """
+    where = {key: value for key, value in model_init_kwargs.items() if key in _WHERE_FROM}
+    return AutoTokenizer.from_pretrained(name, **where), AutoImageProcessor.from_pretrained(name, **where)

@@ -1,0 +1,417 @@
+"""The trainer: transformers' own loop around an objective. It wires, and holds no arithmetic of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_contrastive_caption.captioners import Captioner, captioner_for
+from hf_contrastive_caption.captioners.determinism import largest_difference
+from hf_contrastive_caption.captioners.registry import split_processing_class
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset, ContrastiveCaptionStream
+from hf_contrastive_caption.data.sampler import EpochSampler
+from hf_contrastive_caption.loading import load_model, load_processing
+from hf_contrastive_caption.objectives import Batch, ContrastiveObjective, MLEObjective, Objective, ObjectiveOutput
+from hf_contrastive_caption.processing import CaptionProcessor
+from hf_contrastive_caption.reference import FrozenReference, frozen_copy
+from hf_contrastive_caption.statistics import RunningMeans
+
+logger = logging.getLogger(__name__)
+
+CaptionData = ContrastiveCaptionDataset | ContrastiveCaptionStream
+
+_REFUSED_ARGUMENTS = {
+    "compute_loss_func": "the objective is the loss; see ContrastiveCaptionConfig(objective=...)",
+    "compute_metrics": "it takes logits, and none are kept; evaluate() reports loss, log-ratios and ranking by itself",
+    "data_collator": "captions are ragged and need the library's own collator; augment images with augment=",
+    "model_init": "the reference is a copy of the model as passed, so the model must be there from the start",
+    "preprocess_logits_for_metrics": "no logits are kept",
+}
+"""Arguments of ``Trainer`` that cannot work here, and why."""
+
+
+class ContrastiveCaptionTrainer(Seq2SeqTrainer):
+    """Trains a captioner to say what is true of *this* image: contrastive captioning, Dai and Lin (NIPS 2017).
+
+    Each caption of an image is scored by the model that is trained, the *target*, and by a frozen *reference*; the
+    loss asks that the target likes it better than the reference does, and that it likes captions of other images,
+    drawn anew all the time, less than the reference does.
+
+    Args:
+        model: The target: a captioning model, or the name or folder of one, which is loaded in float32.
+        args: The training arguments.
+        train_dataset: A ``datasets.Dataset`` or ``IterableDataset`` with an image column and captions (a string
+            column, a list of strings, or several columns), or a data set made of one by the library.
+        eval_dataset: The same, or a dict of them.
+        reference_model: The reference. ``None`` is a frozen copy of ``model`` as passed; else any captioner or its
+            name, also of another kind with a tokenizer of its own.
+        processing_class: Tokenizer and image processor of the target: a pair, or a processor that has both. Not needed
+            for a model given by name.
+        reference_processing_class: The same for the reference; not needed if it shares the target's or is given by
+            name.
+        augment: A callable on PIL images, applied to training images; its randomness is keyed by (seed, epoch, row).
+        callbacks: As in ``Trainer``.
+        optimizers: As in ``Trainer``.
+        **refused: No further arguments are taken; those of ``Trainer`` that cannot work are answered with the reason.
+
+    Attributes:
+        captioner: The target's :class:`Captioner`.
+        reference: The frozen side, or ``None`` with ``objective="mle"``.
+
+    Raises:
+        ValueError: For data, models or options that cannot work together; the message says what would.
+    """
+
+    loss_is_scaled_for_ga = True  # the loss is normalised over all accumulation steps by num_items_in_batch
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | str,
+        args: ContrastiveCaptionConfig | None = None,
+        train_dataset: datasets.Dataset | datasets.IterableDataset | CaptionData | None = None,
+        eval_dataset: datasets.Dataset | datasets.IterableDataset | CaptionData | dict[str, Any] | None = None,
+        reference_model: PreTrainedModel | nn.Module | str | None = None,
+        processing_class: Any = None,
+        reference_processing_class: Any = None,
+        augment: Callable[[Image.Image], Image.Image] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        **refused: Any,
+    ) -> None:
+        _refuse(refused)
+        args = ContrastiveCaptionConfig(output_dir="contrastive-caption") if args is None else args
+        _check_arguments(args, model, reference_model)
+        self.augment = augment
+        self.captioner = _captioner(model, processing_class, args, "model")
+        self.reference = self._reference(reference_model, reference_processing_class, args)
+        self.objective = self._objective(args)
+        self._processors = self._distinct_processors()
+        self._train_means, self._eval_means = RunningMeans(), RunningMeans()
+        self._skipped_images, self._newly_skipped = 0, torch.zeros((), dtype=torch.long)
+        self._checked_noise = False
+        super().__init__(
+            model=self.captioner.model,
+            args=args,
+            data_collator=CaptionCollator(self._processors, self._num_negatives(args)),
+            train_dataset=self._caption_data(train_dataset, args, evaluation=False),
+            eval_dataset=self._evaluation_data(eval_dataset, args),
+            processing_class=self.captioner.processor,  # type: ignore[arg-type]  # saves tokenizer and image processor
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._prepare_models()
+
+    # Construction ------------------------------------------------------------------------------------------------
+
+    def _reference(self, reference_model: Any, processing_class: Any, args: ContrastiveCaptionConfig) -> Any:
+        """The frozen side of the loss: a copy of the target, or the model that was given."""
+        if args.objective == "mle":
+            if reference_model is not None:
+                raise ValueError("objective='mle' has no reference; leave reference_model out, or use 'contrastive'")
+            return None
+        if reference_model is None:
+            copied = frozen_copy(self.captioner.model)
+            return FrozenReference(_captioner(copied, self.captioner.processor, args, "reference_model"))
+        if processing_class is None and not isinstance(reference_model, str):
+            _check_same_vocabulary(reference_model, self.captioner)
+            processing_class = split_processing_class(self.captioner.processor)
+        captioner = _captioner(reference_model, processing_class, args, "reference_model")
+        return FrozenReference(captioner)
+
+    def _objective(self, args: ContrastiveCaptionConfig) -> Objective:
+        if self.reference is None:
+            return MLEObjective()
+        return ContrastiveObjective(
+            self.reference,
+            args.num_negatives,
+            args.noise_ratio,
+            args.beta,
+            args.loss_terms,  # type: ignore[arg-type]  # checked by the config
+        )
+
+    def _num_negatives(self, args: ContrastiveCaptionConfig) -> int:
+        return 0 if self.reference is None else args.num_negatives
+
+    def _distinct_processors(self) -> list[CaptionProcessor]:
+        """The target's processor, and the reference's where it reads captions or images in another way."""
+        target = self.captioner.processor
+        if self.reference is None:
+            return [target]
+        reference: CaptionProcessor = self.reference.captioner.processor
+        same_text = reference.text_fingerprint() == target.text_fingerprint()
+        same_images = reference.image_fingerprint() == target.image_fingerprint()
+        return [target] if same_text and same_images else [target, reference]
+
+    def _caption_data(self, dataset: Any, args: ContrastiveCaptionConfig, *, evaluation: bool) -> Any:
+        """Turn a data set with images and captions into one with positives and negatives."""
+        if dataset is None or isinstance(dataset, (ContrastiveCaptionDataset, ContrastiveCaptionStream)):
+            return dataset
+        options: dict[str, Any] = {
+            "num_negatives": self._num_negatives(args),
+            "seed": _data_seed(args),
+            "captions_per_image": 1 if evaluation else args.captions_per_image,
+            "image_column": args.image_column,
+            "caption_columns": args.caption_columns,
+            "image_id_column": args.image_id_column,
+            "augment": None if evaluation else self.augment,
+            "on_bad_image": args.on_bad_image,
+            "evaluation": evaluation,
+        }
+        if isinstance(dataset, datasets.IterableDataset):
+            batch_size = args.eval_batch_size if evaluation else args.train_batch_size
+            options |= {"reservoir_size": args.reservoir_size, "pad_to": batch_size * args.world_size}
+            return ContrastiveCaptionStream(dataset, self._processors, **options)
+        with args.main_process_first(desc="tokenizing captions"):
+            return ContrastiveCaptionDataset(dataset, self._processors, num_proc=args.dataset_num_proc, **options)
+
+    def _evaluation_data(self, dataset: Any, args: ContrastiveCaptionConfig) -> Any:
+        if isinstance(dataset, dict):
+            return {name: self._caption_data(split, args, evaluation=True) for name, split in dataset.items()}
+        return self._caption_data(dataset, args, evaluation=True)
+
+    def _prepare_models(self) -> None:
+        """Put the reference in its place, find out how to score, and take all noise out of the log-ratio."""
+        if self.reference is not None:
+            self.reference.captioner.model.to(self.args.device)
+            self.reference.captioner.verify()
+        self.captioner.verify()
+        unused = self.captioner.freeze_unused()
+        if unused:
+            logger.info("frozen because no gradient ever reaches them: %s", ", ".join(unused))
+        if self.args.objective == "contrastive":
+            rates = self.captioner.make_deterministic()
+            if rates:
+                logger.info(
+                    "dropout is off while the log-ratio to the reference is trained (%d rates set to 0, the largest "
+                    "%g, those of adapters included); the saved config keeps them",
+                    len(rates),
+                    max(rates.values()),
+                )
+
+    # Data ----------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        return self._sampler(data, self._train_batch_size, shuffle=True)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        return self._sampler(eval_dataset, self.args.eval_batch_size, shuffle=False)
+
+    def _sampler(self, data: Any, batch_size: int, *, shuffle: bool) -> Sampler[Any] | None:
+        if isinstance(data, ContrastiveCaptionStream):
+            return None
+        pad_to = batch_size * self.args.world_size
+        return EpochSampler(data, seed=_data_seed(self.args), shuffle=shuffle, pad_to=pad_to)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """See ``Trainer``; a plain ``datasets.Dataset`` gets its negatives here."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._caption_data(eval_dataset, self.args, evaluation=True)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """See ``Trainer``; a plain ``datasets.Dataset`` gets its negatives here."""
+        return super().get_test_dataloader(self._caption_data(test_dataset, self.args, evaluation=True))
+
+    # Loss ----------------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
+        """Number of items of the objective in all accumulation steps of all processes."""
+        if not batch_samples:
+            return None
+        items = torch.stack([self.objective.count(batch).to(device) for batch in batch_samples]).sum()
+        return self.accelerator.reduce(items, reduction="sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss, normalised by the items of all accumulation steps and processes.
+
+        Args:
+            model: The target as Accelerate wrapped it.
+            inputs: A batch of the collator's.
+            return_outputs: Whether to return the :class:`ObjectiveOutput` as well.
+            num_items_in_batch: Items in all accumulation steps of all processes; those of this batch if not given.
+
+        Returns:
+            A scalar, and the output if asked for.
+
+        Raises:
+            FloatingPointError: If the loss is not finite; says in which step, for which rows and captions.
+        """
+        with self.accelerator.autocast():
+            output = self.objective(self.captioner, model, inputs)
+            if model.training and not self._checked_noise:
+                self._check_noise(model, inputs, output)
+        if not torch.isfinite(output.loss):
+            raise FloatingPointError(self._describe(inputs, output))
+        # DDP averages gradients over processes, and the sum over items is what is wanted.
+        items = output.items if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
+        loss = output.loss / torch.as_tensor(items, device=output.loss.device).clamp_min(1.0 / self.args.world_size)
+        if model.training:
+            self._train_means.add(output.statistics)
+            self._newly_skipped = self._newly_skipped + inputs["skipped"].sum().cpu()
+        return (loss, output) if return_outputs else loss
+
+    def _check_noise(self, model: nn.Module, inputs: Batch, output: ObjectiveOutput) -> None:
+        """Two forwards of one batch in training mode must agree."""
+        self._checked_noise = True
+        if self.reference is None:
+            return
+        with torch.no_grad():
+            again = self.captioner.log_probs(model, inputs["images"], inputs["captions"])
+        noise = largest_difference(again, output.log_probs.detach())
+        if noise > 1e-3 + 1e-5 * float(output.log_probs.detach().abs().max()):
+            raise ValueError(
+                f"two forwards of {type(self.captioner.base_model).__name__} with the same input in training mode "
+                f"differ by {noise:.2g} nats: something in the model still draws random numbers or uses statistics of "
+                "the batch (dropout rates and batch norms were switched off already), which would be noise in the "
+                "log-ratio; switch it off in the model's config"
+            )
+
+    def _describe(self, inputs: Batch, output: ObjectiveOutput) -> str:
+        """What there is to know about a batch whose loss is not finite."""
+        captions = inputs["captions"]
+        pieces = captions["input_ids"].split(captions["lengths"].tolist())
+        wrong = (~torch.isfinite(output.log_probs.detach())).nonzero()[:5, 0].tolist()
+        texts = self.captioner.processor.decode([pieces[number] for number in wrong or range(min(5, len(pieces)))])
+        shown = "captions without a finite score" if wrong else "all target scores are finite; first captions"
+        return (
+            f"the loss is {output.loss.item()} in step {self.state.global_step + 1}, rows {inputs['rows'].tolist()}; "
+            f"{shown}: {texts}. Training stops here, before the weights take it: lower the learning rate, or use bf16 "
+            "instead of fp16"
+        )
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Not counted: the estimate of ``Trainer`` is for one sequence per row, and would be wrong here."""
+        return 0
+
+    # Logging and evaluation ------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See ``Trainer``; adds the means of the objective since the last log of the training loss."""
+        if "loss" in logs:
+            means = self._train_means.pop(self.accelerator)
+            means.pop("loss", None)
+            logs.update(means)
+            if self.args.on_bad_image == "skip":
+                logs["skipped_images"] = self._count_skipped()
+        super().log(logs, start_time)
+
+    def _count_skipped(self) -> int:
+        """Images skipped so far in all processes, every epoch counted."""
+        before = self._skipped_images
+        newly = torch.as_tensor(self._newly_skipped, device=self.args.device)
+        self._skipped_images += int(self.accelerator.reduce(newly, reduction="sum"))
+        self._newly_skipped = torch.zeros((), dtype=torch.long)
+        if self._skipped_images and not before:
+            logger.warning("images that do not open are skipped; skipped_images in the log counts them")
+        return self._skipped_images
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[Tensor, None, None]:
+        """Score a batch and keep nothing of it but sums."""
+        with torch.no_grad():
+            loss, output = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        self._eval_means.add(output.statistics)
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """See ``Trainer``; every mean is over items and not over batches, and rows of padding do not count."""
+        result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._eval_means.pop(self.accelerator)
+        result.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return result
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available: there are no logits to return.
+
+        Raises:
+            NotImplementedError: Always; says what to call instead.
+        """
+        raise NotImplementedError(
+            "predict() returns logits, and none are kept. For the metrics of a test split call evaluate(split, "
+            'metric_key_prefix="test"); for captions call caption_images(model, processor, images)'
+        )
+
+
+def _refuse(arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        if name not in _REFUSED_ARGUMENTS:
+            raise TypeError(f"ContrastiveCaptionTrainer got an unexpected argument {name!r}")
+        if value is not None:
+            raise ValueError(f"{name} cannot be used with ContrastiveCaptionTrainer: {_REFUSED_ARGUMENTS[name]}")
+
+
+def _check_arguments(args: ContrastiveCaptionConfig, model: Any, reference_model: Any) -> None:
+    if not isinstance(args, ContrastiveCaptionConfig):
+        raise TypeError(f"args must be a ContrastiveCaptionConfig, but is a {type(args).__name__}")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, for which Trainer would use nn.DataParallel, and that cuts "
+            "the ragged captions of a batch in the wrong places. Start one process per GPU with `accelerate launch` "
+            "or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES=0"
+        )
+    if reference_model is not None and reference_model is model and not isinstance(model, str):
+        raise ValueError(
+            "model and reference_model are the same object: the reference would be trained along and every log-ratio "
+            "would stay 0. Leave reference_model out to get a frozen copy"
+        )
+
+
+def _captioner(model: Any, processing_class: Any, args: ContrastiveCaptionConfig, argument: str) -> Captioner:
+    """The captioner of a model given as an object or by name."""
+    if isinstance(model, str):
+        arguments = args.model_init_kwargs or {}
+        processing_class = load_processing(model, **arguments) if processing_class is None else processing_class
+        model = load_model(model, **arguments)
+    if processing_class is None:
+        raise ValueError(
+            f"{argument} was given as an object, so its tokenizer and image processor must be given too: pass "
+            "processing_class=(tokenizer, image_processor), or a processor that has both, or give the model by name"
+        )
+    captioner = captioner_for(
+        model,
+        processing_class,
+        packing=args.packing,  # type: ignore[arg-type]  # checked by the config
+        max_logits_bytes=args.max_logits_bytes,
+    )
+    limit, longest = captioner.processor.max_caption_tokens, args.max_caption_tokens
+    if longest is not None and (limit is None or longest < limit):
+        captioner.processor = dataclasses.replace(captioner.processor, max_caption_tokens=longest)
+    return captioner
+
+
+def _data_seed(args: ContrastiveCaptionConfig) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def _check_same_vocabulary(reference_model: Any, target: Captioner) -> None:
+    size = reference_model.get_output_embeddings().weight.shape[0]
+    expected = target.base_model.get_output_embeddings().weight.shape[0]
+    if size != expected:
+        raise ValueError(
+            f"the reference has a vocabulary of {size} and the target one of {expected}, so the target's tokens mean "
+            "nothing to it; pass reference_processing_class=(tokenizer, image_processor) of the reference"
+        )

@@ -1,0 +1,339 @@
+"""The trainer: what it optimises, what it logs, what it saves, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoImageProcessor, AutoTokenizer, TrainerCallback, VisionEncoderDecoderModel
+
+from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer
+from tests import tiny
+
+
+def arguments(folder: Path, **options: Any) -> ContrastiveCaptionConfig:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "num_negatives": 3,
+        "max_steps": 2,
+        "disable_tqdm": True,
+        "learning_rate": 1e-3,
+    }
+    return ContrastiveCaptionConfig(**{**settings, **options})
+
+
+def trainer(
+    folder: Path, model: Any = None, data: Dataset | None = None, options: dict[str, Any] | None = None, **kwargs: Any
+) -> ContrastiveCaptionTrainer:
+    model = tiny.captioner_model() if model is None else model
+    data = tiny.caption_dataset() if data is None else data
+    kwargs = {"processing_class": tiny.processing(), "train_dataset": data, **kwargs}
+    return ContrastiveCaptionTrainer(model=model, args=arguments(folder, **(options or {})), **kwargs)
+
+
+def logged(run: ContrastiveCaptionTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in run.state.log_history if name in entry]
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        gradients = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+        self.steps.append(torch.cat(gradients).double())
+
+
+@pytest.mark.parametrize("noise_ratio", [1.0, 3.0])
+def test_the_first_loss_is_that_of_equal_models(tmp_path: Path, noise_ratio: float) -> None:
+    run = trainer(tmp_path, options={"noise_ratio": noise_ratio, "max_steps": 1})
+    run.train()
+    assert logged(run, "loss")[0] == pytest.approx(math.log(1 + noise_ratio) + math.log(1 + 1 / noise_ratio), abs=1e-5)
+    first = run.state.log_history[0]
+    assert first["margin"] == pytest.approx(0.0, abs=1e-4)
+    assert first["positive_log_ratio"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_training_lowers_the_loss_and_widens_the_margin(tmp_path: Path) -> None:
+    run = trainer(tmp_path, options={"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 16})
+    run.train()
+    assert logged(run, "loss")[-1] < 0.8
+    assert logged(run, "margin")[-1] > 2.0
+    assert logged(run, "ranked_first")[-1] > 0.6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("objective", ["contrastive", "mle"])
+def test_batch_size_times_accumulation_gives_the_same_gradient(
+    tmp_path: Path, dtype: torch.dtype, tolerance: float, objective: str
+) -> None:
+    """Ten rows in steps of four: the last step of the epoch has two rows and padding."""
+    found = {}
+    for batch_size, accumulation in [(4, 1), (2, 2), (1, 4)]:
+        gradients = Gradients()
+        # plain gradient descent with a rate of 0: every step sees the same weights
+        model = tiny.captioner_model().to(dtype)
+        run = trainer(
+            tmp_path,
+            model,
+            tiny.caption_dataset(10),
+            {
+                "per_device_train_batch_size": batch_size,
+                "gradient_accumulation_steps": accumulation,
+                "max_steps": 3,
+                "learning_rate": 1e-12,
+                "lr_scheduler_type": "constant",
+                "optim": "sgd",
+                "max_grad_norm": 0.0,
+                "objective": objective,
+                "captions_per_image": "all",
+            },
+            reference_model=None if objective == "mle" else tiny.captioner_model(seed=1).to(dtype),
+            callbacks=[gradients],
+        )
+        run.train()
+        found[batch_size] = (gradients.steps, logged(run, "loss"))
+    for batch_size in (2, 1):
+        for step in range(3):
+            expected, got = found[4][0][step], found[batch_size][0][step]
+            assert expected.norm() > 0.1
+            assert (got - expected).norm() / expected.norm() <= tolerance
+        assert found[batch_size][1] == pytest.approx(found[4][1], rel=1e-5)
+
+
+def test_the_loss_is_the_mean_over_positives_of_the_naive_formula(tmp_path: Path) -> None:
+    model, other = tiny.captioner_model(), tiny.captioner_model(seed=1)
+    naive_target, naive_reference = copy.deepcopy(model).eval(), copy.deepcopy(other).eval()
+    run = trainer(tmp_path, model, reference_model=other, options={"noise_ratio": 2.0, "beta": 0.5})
+    batch = next(iter(run.get_train_dataloader()))
+    captions, total = batch["captions"], 0.0
+    pieces = captions["input_ids"].split(captions["lengths"].tolist())
+
+    def log_ratio(number: int) -> float:
+        scores = []
+        for scorer in (naive_target, naive_reference):
+            image = batch["images"]["pixel_values"][captions["image_index"][number]][None]
+            labels = pieces[number][None]
+            scores.append(-scorer(pixel_values=image, labels=labels).loss.item() * labels.shape[1])
+        return 0.5 * (scores[0] - scores[1])
+
+    for positive in range(0, len(pieces), 4):
+        ratios = [log_ratio(positive + k) for k in range(4)]
+        h = [1 / (1 + 2.0 * math.exp(-ratio)) for ratio in ratios]
+        total -= math.log(h[0]) + sum(math.log(1 - value) for value in h[1:]) / 3
+    assert run.compute_loss(run.model, batch).item() == pytest.approx(total / 4, rel=1e-4)
+
+
+def test_evaluation_is_over_rows_and_does_not_count_padding(tmp_path: Path) -> None:
+    data, other = tiny.caption_dataset(7), tiny.captioner_model(seed=1)
+    results = []
+    for batch_size in (1, 4):
+        options = {"per_device_eval_batch_size": batch_size}
+        run = trainer(tmp_path, eval_dataset=data, reference_model=copy.deepcopy(other), options=options)
+        results.append(run.evaluate())
+    for name in ("eval_loss", "eval_margin", "eval_ranked_first", "eval_positive_log_prob", "eval_negative_log_prob"):
+        assert results[0][name] == pytest.approx(results[1][name], abs=1e-4)
+    assert results[0]["eval_margin"] == pytest.approx(
+        results[0]["eval_positive_log_ratio"] - results[0]["eval_negative_log_ratio"], abs=1e-6
+    )
+
+
+def test_a_reference_against_itself_ranks_by_chance(tmp_path: Path) -> None:
+    run = trainer(tmp_path, eval_dataset=tiny.caption_dataset(8), options={"num_negatives": 3, "packing": "repeated"})
+    metrics = run.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(2 * math.log(2), abs=1e-6)
+    assert metrics["eval_ranked_first"] == pytest.approx(1 / 4)
+
+
+def test_saving_brings_everything_back(tmp_path: Path) -> None:
+    run = trainer(tmp_path, options={"max_steps": 1})
+    run.train()
+    run.save_model(str(tmp_path / "out"))
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    model = VisionEncoderDecoderModel.from_pretrained(tmp_path / "out")
+    tokenizer, processor = (kind.from_pretrained(tmp_path / "out") for kind in (AutoTokenizer, AutoImageProcessor))
+    for name, weight in run.model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
+    pixels = processor(images=tiny.images(2), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, tiny.pixel_values(2)["pixel_values"])
+    assert tokenizer("a red dog")["input_ids"] == tiny.tokenizer()("a red dog")["input_ids"]
+    again = ContrastiveCaptionTrainer(
+        model=str(tmp_path / "out"), args=arguments(tmp_path), train_dataset=tiny.caption_dataset()
+    )
+    again.train()
+    assert logged(again, "loss")[0] == pytest.approx(2 * math.log(2), abs=1e-5)
+
+
+def test_resuming_in_mid_epoch_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "captions_per_image": 2}
+    whole = trainer(tmp_path / "whole", options=options)
+    whole.train()
+    resumed = trainer(tmp_path / "resumed", options=options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert logged(resumed, "loss")[-4:] == logged(whole, "loss")[-4:]
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_workers_make_no_difference(tmp_path: Path) -> None:
+    losses = []
+    for workers, persistent in [(0, False), (2, False), (2, True)]:
+        options = {
+            "dataloader_num_workers": workers,
+            "dataloader_persistent_workers": persistent,
+            "max_steps": 6,  # four steps are one epoch
+        }
+        run = trainer(tmp_path, options=options)
+        run.train()
+        losses.append(logged(run, "loss"))
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_dropout_makes_no_noise_and_the_reference_stays(tmp_path: Path) -> None:
+    model = tiny.captioner_model("trocr", dropout=0.3)
+    run = trainer(tmp_path, model, options={"max_steps": 3})
+    before = {name: weight.clone() for name, weight in run.reference.captioner.model.state_dict().items()}
+    run.train()
+    assert logged(run, "loss")[0] == pytest.approx(2 * math.log(2), abs=1e-5)
+    for name, weight in run.reference.captioner.model.state_dict().items():
+        assert torch.equal(weight, before[name])
+    assert not any(weight.requires_grad for weight in run.reference.captioner.model.parameters())
+    assert model.config.decoder.dropout == 0.3
+
+
+def test_mle_keeps_the_dropout_and_matches_the_models_own_loss(tmp_path: Path) -> None:
+    model = tiny.captioner_model(dropout=0.3)
+    run = trainer(tmp_path, model, options={"objective": "mle"}, eval_dataset=tiny.caption_dataset(6))
+    assert model.decoder.transformer.drop.p == 0.3
+    metrics = run.evaluate()
+    batch = [run.eval_dataset[row] for row in range(6)]
+    batch = run.data_collator(batch)
+    pieces = batch["captions"]["input_ids"].split(batch["captions"]["lengths"].tolist())
+    model.eval()
+    losses = [
+        model(pixel_values=image[None], labels=ids[None]).loss.item() * len(ids)
+        for image, ids in zip(batch["images"]["pixel_values"], pieces, strict=True)
+    ]
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / sum(map(len, pieces)), rel=1e-5)
+    assert run.reference is None
+
+
+def test_gradient_checkpointing_gives_the_same_losses(tmp_path: Path) -> None:
+    losses = []
+    for checkpointing in (False, True):
+        run = trainer(tmp_path, options={"gradient_checkpointing": checkpointing, "max_steps": 3})
+        run.train()
+        losses.append(logged(run, "loss"))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_bf16_autocast_scores_in_float32(tmp_path: Path) -> None:
+    run = trainer(tmp_path, options={"bf16": True, "max_steps": 4})
+    run.train()
+    assert logged(run, "loss")[0] == pytest.approx(2 * math.log(2), abs=1e-5)  # both sides round alike
+    assert all(weight.dtype == torch.float32 for weight in run.model.parameters())
+
+
+def test_a_reference_with_its_own_vocabulary(tmp_path: Path) -> None:
+    words = tiny.tokenizer()
+    words.add_tokens(["zebra"])
+    other = tiny.captioner_model(seed=1, vocab_size=tiny.VOCABULARY_SIZE + 1)
+    run = trainer(
+        tmp_path, reference_model=other, reference_processing_class=(words, tiny.image_processor(32)), options={}
+    )
+    batch = next(iter(run.get_train_dataloader()))
+    assert "reference_captions" in batch and "reference_images" not in batch
+    run.train()
+    assert logged(run, "loss")[0] > 1.5  # an unrelated reference does not cancel
+    with pytest.raises(ValueError, match="vocabulary of 65|vocabulary of"):
+        trainer(tmp_path, reference_model=tiny.captioner_model(vocab_size=tiny.VOCABULARY_SIZE + 1))
+
+
+class NotANumber(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            model.decoder.transformer.ln_f.bias.data.fill_(math.nan)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callbacks=[NotANumber()])
+    with pytest.raises(FloatingPointError, match=r"in step 2, rows \[\d+, \d+, \d+, \d+\]; captions without"):
+        run.train()
+
+
+def test_skipped_images_are_counted(tmp_path: Path) -> None:
+    data = tiny.caption_dataset(8).cast_column("image", tiny.ImageFeature(decode=False))
+    rows = [dict(row) for row in data]
+    rows[3]["image"] = {"bytes": b"not an image", "path": None}
+    broken = Dataset.from_list(rows, features=data.features).cast_column("image", tiny.ImageFeature())
+    run = trainer(tmp_path, data=broken, options={"on_bad_image": "skip", "max_steps": 4})
+    run.train()
+    assert logged(run, "skipped_images")[-1] == 2  # two epochs of eight rows
+    with pytest.raises(Exception, match="row 3"):
+        trainer(tmp_path, data=broken, options={"max_steps": 4}).train()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("predict_with_generate", True, "caption_images"),
+        ("auto_find_batch_size", True, "gradient_accumulation_steps"),
+        ("neftune_noise_alpha", 5.0, "noise"),
+        ("use_liger_kernel", True, "fused"),
+        ("label_smoothing_factor", 0.1, "log-ratio"),
+        ("torch_compile", True, "hooks"),
+        ("remove_unused_columns", True, "drops the others"),
+        ("train_sampling_strategy", "group_by_length", "keyed permutation"),
+        ("include_num_input_tokens_seen", "all", "ragged"),
+        ("num_negatives", 0, "num_negatives must be at least 1, but is 0"),
+        ("noise_ratio", 0.0, "noise_ratio must be above 0"),
+        ("noise_ratio", math.nan, "noise_ratio must be above 0"),
+        ("beta", -1.0, "beta must be above 0"),
+        ("objective", "dpo", "must be one of contrastive, mle"),
+        ("captions_per_image", "some", "whole number or 'all'"),
+        ("captions_per_image", 0, "at least 1"),
+        ("max_caption_tokens", 1, "at least 2"),
+        ("accelerator_config", {"dispatch_batches": True}, "ragged"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_with_the_reason(
+    tmp_path: Path, option: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **{option: value})
+
+
+@pytest.mark.parametrize("argument", ["compute_metrics", "data_collator", "compute_loss_func", "model_init"])
+def test_arguments_that_cannot_work_are_refused_with_the_reason(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument} cannot be used"):
+        trainer(tmp_path, **{argument: print})
+
+
+def test_other_wrong_uses(tmp_path: Path) -> None:
+    model = tiny.captioner_model()
+    with pytest.raises(ValueError, match="same object"):
+        trainer(tmp_path, model, reference_model=model)
+    with pytest.raises(ValueError, match="tokenizer and image processor must be given"):
+        trainer(tmp_path, processing_class=None)
+    with pytest.raises(ValueError, match="has no reference"):
+        trainer(tmp_path, reference_model=tiny.captioner_model(), options={"objective": "mle"})
+    with pytest.raises(TypeError, match="unexpected argument 'teacher'"):
+        trainer(tmp_path, teacher=1)
+    with pytest.raises(NotImplementedError, match="metric_key_prefix"):
+        trainer(tmp_path).predict(None)
+    several = arguments(tmp_path)
+    several._n_gpu = 2
+    with pytest.raises(ValueError, match="DataParallel"):
+        ContrastiveCaptionTrainer(model=model, args=several, processing_class=tiny.processing())
