@@ -281,7 +281,7 @@ def test_skipped_images_are_counted(tmp_path: Path) -> None:
     run = trainer(tmp_path, data=broken, options={"on_bad_image": "skip", "max_steps": 4})
     run.train()
     assert logged(run, "skipped_images")[-1] == 2  # two epochs of eight rows
-    with pytest.raises(Exception, match="row 3"):
+    with pytest.raises(Exception, match="Row 3"):
         trainer(tmp_path, data=broken, options={"max_steps": 4}).train()
 
 

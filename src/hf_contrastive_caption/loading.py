@@ -44,3 +44,21 @@ def load_processing(name: str, **model_init_kwargs: Any) -> tuple[PreTrainedToke
     """
     where = {key: value for key, value in model_init_kwargs.items() if key in _WHERE_FROM}
     return AutoTokenizer.from_pretrained(name, **where), AutoImageProcessor.from_pretrained(name, **where)
+
+
+def restore_weights(model: PreTrainedModel, folder: str) -> None:
+    """Put the weights of a checkpoint into a model that is there already.
+
+    ``Trainer`` reads a checkpoint's tensors by their names in the file and ignores names that do not fit. Since
+    transformers 5 ``save_pretrained`` writes many models (every ViT, for one) under the names of earlier releases,
+    so that a resume would silently go on with the encoder it started from. ``from_pretrained`` translates the names.
+
+    Args:
+        model: Changed in place, bit for bit to what was saved.
+        folder: A folder written by ``save_pretrained``.
+
+    Raises:
+        RuntimeError: If a weight is missing or has another shape.
+    """
+    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict(), strict=True)

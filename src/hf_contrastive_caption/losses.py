@@ -10,13 +10,14 @@ Source: Bo Dai and Dahua Lin, "Contrastive Learning for Image Captioning", NIPS 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LossTerms = Literal["both", "positives", "negatives"]
+Reduction = Literal["mean", "sum", "none"]
 
 
 def contrastive_caption_loss(
@@ -27,7 +28,7 @@ def contrastive_caption_loss(
     *,
     terms: LossTerms = "both",
     weights: Tensor | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The contrastive caption loss of Dai and Lin (2017), to be minimised.
 
@@ -56,7 +57,8 @@ def contrastive_caption_loss(
         whatever the autocast.
 
     Raises:
-        ValueError: If the shapes do not fit or ``noise_ratio`` is not positive.
+        ValueError: If the shapes do not fit, there is no negative although they are asked for, ``noise_ratio`` is not
+            positive, or ``terms`` or ``reduction`` is none of the above.
     """
     if positive.dim() != 1 or negative.dim() != 2 or negative.shape[0] != positive.shape[0]:
         raise ValueError(
@@ -65,6 +67,10 @@ def contrastive_caption_loss(
         )
     if not noise_ratio > 0:
         raise ValueError(f"noise_ratio must be above 0, but is {noise_ratio}; the paper uses 1.0")
+    if terms not in get_args(LossTerms):
+        raise ValueError(f"terms must be one of {get_args(LossTerms)}, but is {terms!r}")
+    if terms != "positives" and negative.shape[1] == 0:
+        raise ValueError("there are no negatives to average over; give at least one or use terms='positives'")
     offset = math.log(noise_ratio)
     loss = positive.new_zeros(positive.shape, dtype=_at_least_float32(positive))  # (n_positives,)
     if terms in ("both", "positives"):
@@ -77,7 +83,7 @@ def contrastive_caption_loss(
 def mle_loss(
     token_log_probs: Tensor,
     token_weights: Tensor | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Negative log-likelihood per token, the usual maximum likelihood objective of a captioner.
 
@@ -102,11 +108,11 @@ def ranked_first(positive: Tensor, negative: Tensor) -> Tensor:
     Returns:
         Values in [0, 1], (n_positives,): 1 where the positive is strictly the best, 0 where a negative is better, and
         1 / (1 + t) where it is tied with t negatives. A scorer that cannot tell captions apart therefore gets
-        1 / (1 + num_negatives), and not 1.
+        1 / (1 + num_negatives), and not 1. A score that is not a number beats nothing and is beaten by everything.
     """
     best = positive[:, None]
-    tied = (negative == best).sum(dim=1)
-    return torch.where((negative > best).any(dim=1), 0.0, 1.0 / (1.0 + tied)).to(_at_least_float32(positive))
+    tied = (negative == best).sum(dim=1).to(_at_least_float32(positive))
+    return torch.where((negative <= best).all(dim=1), 1 / (1 + tied), 0.0)
 
 
 def _at_least_float32(values: Tensor) -> torch.dtype:
@@ -118,7 +124,11 @@ def _upcast(values: Tensor) -> Tensor:
 
 
 def _reduce(loss: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be one of {get_args(Reduction)}, but is {reduction!r}")
     if weights is not None:
+        if weights.shape != loss.shape:
+            raise ValueError(f"weights must be of shape {tuple(loss.shape)}, but are {tuple(weights.shape)}")
         loss = loss * weights.to(loss.dtype)
     if reduction == "none":
         return loss

@@ -21,7 +21,7 @@ from hf_contrastive_caption.captioners.registry import split_processing_class
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset, ContrastiveCaptionStream
 from hf_contrastive_caption.data.sampler import EpochSampler
-from hf_contrastive_caption.loading import load_model, load_processing
+from hf_contrastive_caption.loading import load_model, load_processing, restore_weights
 from hf_contrastive_caption.objectives import Batch, ContrastiveObjective, MLEObjective, Objective, ObjectiveOutput
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import FrozenReference, frozen_copy
@@ -300,6 +300,26 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
     def floating_point_ops(self, inputs: Batch) -> int:
         """Not counted: the estimate of ``Trainer`` is for one sequence per row, and would be wrong here."""
         return 0
+
+    # Checkpoints -------------------------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._holds_whole_model:
+            restore_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._holds_whole_model:
+            restore_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    @property
+    def _holds_whole_model(self) -> bool:
+        """Whether every process has all weights of a plain model: no adapters, nothing sharded."""
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return isinstance(self.model, PreTrainedModel) and not sharded
 
     # Logging and evaluation ------------------------------------------------------------------------------------------
 

@@ -200,12 +200,15 @@ class Captioner(ABC):
         return unused
 
     def _token_log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
-        for norm in self._frozen_norms:  # Trainer calls model.train() before every step
-            norm.eval()
+        self._hold_norms()
         rows = self.rows(images, captions)
         with self.scoring(images, captions, rows):
             outputs = model(**self.prepare(images, captions, rows))
         return self.gather(outputs, captions, rows)
+
+    def _hold_norms(self) -> None:
+        for norm in self._frozen_norms:  # Trainer calls model.train() before every step
+            norm.eval()
 
     @property
     def device(self) -> torch.device:

@@ -49,6 +49,8 @@ class CrossAttentionCaptioner(Captioner):
         super().__init__(model, processor, **options)
         captioner = self.base_model
         assert isinstance(captioner, VisionEncoderDecoderModel)
+        _check_decoder(captioner)
+        _check_vocabulary(captioner, processor)
         decoder_config = captioner.config.decoder
         self.start_token_id = _start_token_id(captioner, processor)
         padding = (_setting(captioner.config, "pad_token_id"), _setting(decoder_config, "pad_token_id"))
@@ -64,12 +66,12 @@ class CrossAttentionCaptioner(Captioner):
     ) -> CaptionProcessor:
         """See :meth:`Captioner.make_processor`."""
         assert isinstance(model, VisionEncoderDecoderModel)
-        _check_decoder(model)
         limit = position_limit(model.config.decoder)
         return CaptionProcessor(tokenizer, image_processor, _end_token_id(model, tokenizer), limit)
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states are (n_images, positions, hidden_size)."""
+        self._hold_norms()
         with torch.no_grad():
             return {ENCODER_STATES: self._encoder(**images)[0]}
 
@@ -224,4 +226,22 @@ def _check_decoder(model: VisionEncoderDecoderModel) -> None:
         raise ValueError(
             f"the {type(model.decoder).__name__} has no output embedding, so it predicts no words; use the decoder's "
             "language model class, for example GPT2LMHeadModel"
+        )
+
+
+def _check_vocabulary(model: VisionEncoderDecoderModel, processor: CaptionProcessor) -> None:
+    size = _setting(model.config.decoder, "vocab_size")
+    if size is None:
+        return
+    if len(processor.tokenizer) > size:
+        raise ValueError(
+            f"the tokenizer has {len(processor.tokenizer)} tokens, but the {model.config.decoder.model_type} decoder "
+            f"knows {size}; give the tokenizer that the model was trained with, or call "
+            "model.decoder.resize_token_embeddings(len(tokenizer))"
+        )
+    if not 0 <= processor.end_token_id < size:
+        raise ValueError(
+            f"the end token of captions is {processor.end_token_id}, but the {model.config.decoder.model_type} decoder "
+            f"knows {size} tokens; set eos_token_id in model.generation_config and model.config to the token at which "
+            "the model stops"
         )

@@ -18,7 +18,7 @@ def disable_dropout(model: nn.Module) -> dict[str, float]:
 
     Zeroing ``nn.Dropout`` modules is not enough: the decoders of TrOCR, MBart and OPT call functional dropout with a
     rate that they hold as an attribute, Swin and BEiT drop whole paths, MBart and others whole layers, and LoRA has
-    a dropout of its own.
+    a dropout of its own, and OFT one that is no ``nn.Dropout``.
 
     Args:
         model: Changed in place. Its config is not touched, so the saved model keeps its rates.
@@ -29,7 +29,7 @@ def disable_dropout(model: nn.Module) -> dict[str, float]:
     before: dict[str, float] = {}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            is_rate = "drop" in attribute or (attribute == "p" and isinstance(module, nn.modules.dropout._DropoutNd))
+            is_rate = "drop" in attribute or (attribute == "p" and "drop" in type(module).__name__.lower())
             if is_rate and isinstance(value, float) and value > 0:
                 before[f"{name}.{attribute}"] = value
     _set_rates(model, dict.fromkeys(before, 0.0))

@@ -123,14 +123,16 @@ class _LinearLogProbs(torch.autograd.Function):
                 normalizers.append(normalizer)
                 if keep:
                     probs = logits.sub_(normalizer[:, None]).exp_()
-        ctx.save_for_backward(states, weight, bias, targets, torch.cat(normalizers), probs)
+        ctx.save_for_backward(states, weight, bias, targets, torch.cat(normalizers))
+        ctx.probs = probs
         ctx.rows, ctx.dtype, ctx.hidden_dtype = rows, dtype, hidden.dtype
         return torch.cat(log_probs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        states, weight, bias, targets, normalizers, kept = ctx.saved_tensors
+        states, weight, bias, targets, normalizers = ctx.saved_tensors
+        kept, ctx.probs = ctx.probs, None  # written over below; a second backward makes it again
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         matrix = weight.to(ctx.dtype)
         offset = None if bias is None else bias.to(ctx.dtype)
@@ -143,7 +145,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 logits = _upcast(F.linear(states[part], matrix, offset))
                 probs = logits.sub_(normalizers[part, None]).exp_()
             else:
-                probs = kept  # kept only when there is one piece; never read again
+                probs = kept  # kept only when there is one piece
             scale = grad[part, None].to(probs.dtype)  # (rows, 1)
             slope = probs.mul_(-scale)
             slope.scatter_add_(1, targets[part, None], scale)

@@ -1,0 +1,99 @@
+"""From examples to the batch that goes to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..processing import CaptionProcessor
+from .examples import CaptionExample, Tokens
+
+_BLANK_SIZE = (224, 224)
+
+
+class CaptionCollator:
+    """Opens the images of a batch and puts its captions behind each other.
+
+    The batch is a dictionary of tensors, in this order::
+
+        images             what the target's image processor makes, usually pixel_values (n_images, channels, h, w)
+        captions           input_ids (n_tokens,), lengths (n_captions,), image_index (n_captions,), all int64
+        reference_images   } only with a second processor, the images only where
+        reference_captions } its image processor is set differently
+        rows               rows of the data set, (n_images,) int64
+        weights            (n_images,) float32: 1, or 0 for padding and skipped images
+        skipped            (n_images,) bool: the image did not open, and is white here
+
+    Images come first because ``transformers`` takes the first dimension of the first tensor for the batch size.
+    Seen as (n_positives, 1 + K), the captions are each positive with its K negatives.
+
+    Args:
+        processors: The target's processor, and where the reference has another one, the reference's.
+        num_negatives: K, as the data set has it.
+    """
+
+    def __init__(self, processors: Sequence[CaptionProcessor], num_negatives: int) -> None:
+        self.processors = tuple(processors)
+        self.num_negatives = num_negatives
+        fingerprints = {processor.image_fingerprint() for processor in self.processors}
+        self._reference_images = len(fingerprints) == 2
+
+    def __call__(self, examples: Sequence[CaptionExample]) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            examples: The examples, (n_images,).
+
+        Returns:
+            The batch.
+
+        Raises:
+            BadImageError: An image does not open and is not to be skipped.
+            ValueError: The examples were made with another number of processors or negatives.
+        """
+        self._check(examples)
+        opened = [example.open_image() for example in examples]
+        skipped = [image is None for image in opened]
+        # A white image of the size of another one suits image processors that keep the size.
+        size = next((image.size for image in opened if image is not None), _BLANK_SIZE)
+        images = [Image.new("RGB", size, "white") if image is None else image for image in opened]
+        weights = [0.0 if skip else example.weight for example, skip in zip(examples, skipped, strict=True)]
+
+        batch: dict[str, Any] = {
+            "images": self.processors[0].process_images(images),
+            "captions": _captions([example.tokens[0] for example in examples]),
+        }
+        if len(self.processors) == 2:
+            if self._reference_images:
+                batch["reference_images"] = self.processors[1].process_images(images)
+            batch["reference_captions"] = _captions([example.tokens[1] for example in examples])
+        batch["rows"] = torch.tensor([example.row for example in examples], dtype=torch.int64)
+        batch["weights"] = torch.tensor(weights, dtype=torch.float32)
+        batch["skipped"] = torch.tensor(skipped, dtype=torch.bool)
+        return batch
+
+    def _check(self, examples: Sequence[CaptionExample]) -> None:
+        for example in examples:
+            if len(example.tokens) != len(self.processors):
+                raise ValueError(
+                    f"The data set was made with {len(example.tokens)} processors, the collator with "
+                    f"{len(self.processors)}; give both the same."
+                )
+            if len(example.tokens[0].lengths) % (1 + self.num_negatives):
+                raise ValueError(
+                    f"An example has {len(example.tokens[0].lengths)} captions, which is no multiple of 1 + "
+                    f"num_negatives = {1 + self.num_negatives}; give data set and collator the same num_negatives."
+                )
+
+
+def _captions(tokens: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+    counts = [len(one.lengths) for one in tokens]
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([one.input_ids for one in tokens]).astype(np.int64)),
+        "lengths": torch.from_numpy(np.concatenate([one.lengths for one in tokens])),
+        "image_index": torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor(counts)),
+    }

@@ -1,0 +1,194 @@
+"""A data set of images with right and wrong captions, for PyTorch's data loader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from ..processing import CaptionProcessor
+from .examples import Augmentation, CaptionExample, ImageRules, OnBadImage, Tokens, check_options
+from .keyed import derive_key, mix
+from .negatives import EVALUATION_EPOCH, ShuffledNegatives
+from .sampler import SampleKey, SharedEpoch
+from .schema import captions_of, check_split, find_columns
+from .table import build_index, build_tokens, ragged_ranges, undecoded
+
+
+class ContrastiveCaptionDataset(Dataset[CaptionExample]):
+    """Images, each with captions of its own and, for each of them, K captions of other images.
+
+    Captions are tokenized once and cached beside the data set. Which captions an example has is drawn when it is
+    asked for, as a pure function of (seed, epoch, row): the same for any number of workers and processes, any batch
+    size, and after a resume. Images are opened by the collator, in the worker.
+
+    An index is a row, and means this row in :attr:`epoch`, or a :class:`~.sampler.SampleKey`, which has its own epoch.
+
+    Args:
+        dataset: One split, with an image column and captions.
+        processors: The target's processor, and where the reference has another one, the reference's.
+        num_negatives: K, negatives for each positive; 0 for maximum likelihood.
+        seed: Another seed, other draws.
+        captions_per_image: How many of an image's captions are positives in an epoch, drawn anew each epoch, without
+            repetition (fewer where the image has fewer); ``"all"`` for all of them.
+        image_column: Name of the image column, where the types leave a choice.
+        caption_columns: Name or names of the caption columns.
+        image_id_column: Name of a column that says which rows show the same image; without one, the images' bytes do.
+        augment: Applied to every image, with random numbers that depend on (seed, epoch, row) only.
+        on_bad_image: What to do with an image that does not open: ``"raise"``, or ``"skip"``: give it weight 0.
+        num_proc: Processes for tokenizing and hashing.
+        evaluation: Draw the same captions in every epoch.
+
+    Raises:
+        TypeError: ``dataset`` is no data set, or a stream.
+        ValueError: The columns, the captions or an option do not fit, or a caption can have no negatives.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        processors: Sequence[CaptionProcessor],
+        num_negatives: int = 5,
+        *,
+        seed: int = 0,
+        captions_per_image: int | Literal["all"] = 1,
+        image_column: str | None = None,
+        caption_columns: str | Sequence[str] | None = None,
+        image_id_column: str | None = None,
+        augment: Augmentation | None = None,
+        on_bad_image: OnBadImage = "raise",
+        num_proc: int | None = None,
+        evaluation: bool = False,
+    ) -> None:
+        check_split(dataset)
+        if not isinstance(dataset, datasets.Dataset):
+            raise TypeError("Got an IterableDataset; for streams there is ContrastiveCaptionStream.")
+        check_options(processors, num_negatives, captions_per_image, augment, on_bad_image, evaluation)
+        if len(dataset) == 0:
+            raise ValueError("The data set has no rows.")
+        self.columns = find_columns(dataset.features, image_column, caption_columns, image_id_column)
+        self.num_negatives = num_negatives
+        self.seed = seed
+        self.captions_per_image = captions_per_image
+        self.evaluation = evaluation
+        self._rules = ImageRules(augment, on_bad_image, seed)
+        self._epoch = SharedEpoch()
+        self._images = undecoded(dataset, [self.columns.image])
+        self._texts = undecoded(dataset, self.columns.captions)
+        self._index = build_index(dataset, self.columns, with_images=num_negatives > 0, num_proc=num_proc)
+        self._tokens = [build_tokens(dataset, self.columns, processor, num_proc) for processor in processors]
+        self._negatives = ShuffledNegatives(self._index, num_negatives, seed) if num_negatives else None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._index.n_rows
+
+    @property
+    def n_captions(self) -> int:
+        """Number of captions of all rows together."""
+        return self._index.n_captions
+
+    @property
+    def n_cut(self) -> tuple[int, ...]:
+        """How many captions were too long and are cut, for each processor."""
+        return tuple(tokens.n_cut for tokens in self._tokens)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of examples that are asked for by row."""
+        return self._epoch.get()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch; workers that are already running follow."""
+        self._epoch.set(epoch)
+
+    def __getitem__(self, key: int | SampleKey) -> CaptionExample:
+        """One example."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[CaptionExample]:
+        """The examples of a batch, drawn together. PyTorch's data loader calls this.
+
+        Args:
+            keys: Rows or sample keys, (n,).
+
+        Returns:
+            The examples, (n,).
+        """
+        wanted = [self._sample_key(key) for key in keys]
+        examples: dict[int, CaptionExample] = {}
+        for epoch in dict.fromkeys(key.epoch for key in wanted):
+            places = [place for place, key in enumerate(wanted) if key.epoch == epoch]
+            examples.update(zip(places, self._examples([wanted[place] for place in places], epoch), strict=True))
+        return [examples[place] for place in range(len(wanted))]
+
+    def draw(self, rows: NDArray[np.int64], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draw the captions of some rows.
+
+        Args:
+            rows: Row numbers, (n,).
+            epoch: The epoch; with ``evaluation`` it makes no difference.
+
+        Returns:
+            ``captions``: caption numbers, (n_positives, 1 + K), each positive with its negatives; ``counts``: how
+            many of the positives belong to each row, (n,).
+        """
+        epoch = EVALUATION_EPOCH if self.evaluation else epoch
+        positives, counts = self._positives(rows, epoch)
+        if self._negatives is None:
+            return positives[:, None], counts
+        return np.concatenate([positives[:, None], self._negatives.draw(positives, epoch)], axis=1), counts
+
+    def captions_of(self, rows: Sequence[int]) -> list[list[str]]:
+        """The captions of some rows as texts, all that they have."""
+        return [captions_of(self._texts[int(row)], self.columns, int(row)) for row in rows]
+
+    def caption_texts(self, captions: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """The texts of captions given by their numbers, of any shape, in order."""
+        numbers = np.asarray(captions, dtype=np.int64).reshape(-1)
+        rows = self._index.rows(numbers)
+        within = numbers - self._index.row_start[rows]
+        return [texts[place] for texts, place in zip(self.captions_of(rows.tolist()), within.tolist(), strict=True)]
+
+    def _sample_key(self, key: int | SampleKey) -> SampleKey:
+        if not isinstance(key, SampleKey):
+            key = SampleKey(self.epoch, int(key))
+        row = key.row + len(self) if key.row < 0 else key.row
+        if not 0 <= row < len(self):
+            raise IndexError(f"There is no row {key.row}; the data set has {len(self)} rows.")
+        return key._replace(row=row)
+
+    def _examples(self, keys: list[SampleKey], epoch: int) -> list[CaptionExample]:
+        rows = np.asarray([key.row for key in keys])  # (n,)
+        captions, counts = self.draw(rows, epoch)  # (n_positives, 1 + K), (n,)
+        ends = np.cumsum(counts * captions.shape[1])  # (n,) where each row's captions end
+        tokens = [_split(*store.gather(captions.reshape(-1)), ends) for store in self._tokens]
+        images = self._images[rows.tolist()][self.columns.image]
+        return [
+            CaptionExample(key.row, epoch, key.weight, image, tuple(per_processor), self._rules)
+            for key, image, *per_processor in zip(keys, images, *tokens, strict=True)
+        ]
+
+    def _positives(self, rows: NDArray[np.int64], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Caption numbers (n_positives,), and how many each row has (n,)."""
+        starts = self._index.row_start[rows]  # (n,)
+        counts = self._index.row_start[rows + 1] - starts  # (n,)
+        captions = ragged_ranges(starts, counts)
+        if self.captions_per_image == "all":
+            return captions, counts
+        # The captions of a row in a random order, of which the first are taken.
+        hashes = mix(derive_key(self.seed, "positives", epoch), captions)
+        shuffled = captions[np.lexsort((hashes, np.repeat(np.arange(len(rows)), counts)))]
+        rank = ragged_ranges(np.zeros_like(counts), counts)
+        return shuffled[rank < self.captions_per_image], np.minimum(counts, self.captions_per_image)
+
+
+def _split(input_ids: NDArray[np.int32], lengths: NDArray[np.int64], ends: NDArray[np.int64]) -> list[Tokens]:
+    """Cut the captions of a batch into those of each row, which end at caption ``ends``, (n,)."""
+    token_ends = np.concatenate([[0], np.cumsum(lengths)])[ends]  # (n,)
+    ids, sizes = np.split(input_ids, token_ends[:-1]), np.split(lengths, ends[:-1])
+    return [Tokens(*pair) for pair in zip(ids, sizes, strict=True)]

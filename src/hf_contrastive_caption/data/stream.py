@@ -1,0 +1,210 @@
+"""Images with right and wrong captions from a stream."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..processing import CaptionProcessor
+from .examples import Augmentation, CaptionExample, ImageRules, OnBadImage, check_options
+from .keyed import derive_key, mix
+from .negatives import EVALUATION_EPOCH
+from .reservoir import CaptionReservoir, StreamRow
+from .sampler import SharedEpoch
+from .schema import CaptionColumns, captions_of, check_split, features_of_example, find_columns
+from .table import bytes_key, image_id_key, text_key
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 64
+
+
+class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
+    """Like :class:`~.dataset.ContrastiveCaptionDataset`, for a ``datasets.IterableDataset``.
+
+    Negatives come from a reservoir of captions. The stream is read ahead until the reservoir is full; the rows that
+    wait keep their images as they came, not decoded, in memory. What is drawn is a pure function of the seed, the
+    epoch and the rows before it, so that a pass can be repeated and resumed by skipping examples.
+
+    Several workers divide the shards of the stream, each with a reservoir of its own; then another number of workers
+    gives other draws. Row ``r`` is row ``r // num_workers`` of worker ``r % num_workers``.
+
+    Args:
+        dataset: The stream, with an image column and captions. If it does not know its features, its first example
+            is read to find the columns, unless image and caption columns are named.
+        processors: The target's processor, and where the reference has another one, the reference's.
+        num_negatives: K, negatives for each positive; 0 for maximum likelihood, without a reservoir.
+        seed: Another seed, other draws.
+        captions_per_image: How many of an image's captions are positives in an epoch; ``"all"`` for all of them.
+        image_column: Name of the image column, where the types leave a choice.
+        caption_columns: Name or names of the caption columns.
+        image_id_column: Name of a column that says which rows show the same image; without one, the images' bytes do.
+        augment: Applied to every image, with random numbers that depend on (seed, epoch, row) only.
+        on_bad_image: What to do with an image that does not open: ``"raise"``, or ``"skip"``: give it weight 0.
+        evaluation: Draw the same captions in every epoch.
+        reservoir_size: How many captions negatives are drawn from.
+        pad_to: Each worker's examples are filled up with weight 0 to a multiple of this: the batch size times the
+            number of processes. 1 for no padding.
+
+    Raises:
+        TypeError: ``dataset`` is no stream.
+        ValueError: The columns or an option do not fit. While iterating: the captions of a row, or a caption for
+            which the reservoir holds no negative.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        processors: Sequence[CaptionProcessor],
+        num_negatives: int = 5,
+        *,
+        seed: int = 0,
+        captions_per_image: int | Literal["all"] = 1,
+        image_column: str | None = None,
+        caption_columns: str | Sequence[str] | None = None,
+        image_id_column: str | None = None,
+        augment: Augmentation | None = None,
+        on_bad_image: OnBadImage = "raise",
+        evaluation: bool = False,
+        reservoir_size: int = 5000,
+        pad_to: int = 1,
+    ) -> None:
+        check_split(dataset)
+        if not isinstance(dataset, datasets.IterableDataset):
+            raise TypeError("Got a Dataset; for those there is ContrastiveCaptionDataset.")
+        check_options(processors, num_negatives, captions_per_image, augment, on_bad_image, evaluation)
+        if reservoir_size < 2:
+            raise ValueError(f"reservoir_size={reservoir_size}; it must hold at least 2 captions.")
+        if pad_to < 1:
+            raise ValueError(f"pad_to={pad_to}; give the number of examples in a batch of all processes, at least 1.")
+        self.columns = _columns(dataset, image_column, caption_columns, image_id_column)
+        self.processors = tuple(processors)
+        self.num_negatives = num_negatives
+        self.seed = seed
+        self.captions_per_image = captions_per_image
+        self.evaluation = evaluation
+        self.reservoir_size = reservoir_size
+        self.pad_to = pad_to
+        self._rules = ImageRules(augment, on_bad_image, seed)
+        self._epoch = SharedEpoch()
+        self._dataset = _undecoded(dataset, self.columns)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next pass."""
+        return self._epoch.get()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch; workers that are already running follow with their next pass."""
+        self._epoch.set(epoch)
+
+    def __iter__(self) -> Iterator[CaptionExample]:
+        """One pass over the stream, or over this worker's part of it."""
+        epoch = EVALUATION_EPOCH if self.evaluation else self.epoch
+        self._dataset.set_epoch(max(epoch, 0))
+        count, example = 0, None
+        for example in self._examples(epoch):
+            count += 1
+            yield example
+        if example is not None:
+            for _ in range(-count % self.pad_to):
+                yield replace(example, weight=0.0)
+
+    def _examples(self, epoch: int) -> Iterator[CaptionExample]:
+        # Without negatives, nothing has to be kept: every row finds the reservoir "full".
+        reservoir = CaptionReservoir(self.reservoir_size if self.num_negatives else 0, self.seed, epoch)
+        waiting: deque[StreamRow] = deque()
+        for row in self._rows():
+            if self.num_negatives:
+                reservoir.add(row)
+            waiting.append(row)
+            if reservoir.full:
+                yield self._example(waiting.popleft(), reservoir, epoch)
+        while waiting:
+            yield self._example(waiting.popleft(), reservoir, epoch)
+
+    def _example(self, row: StreamRow, reservoir: CaptionReservoir, epoch: int) -> CaptionExample:
+        positives = self._positives(row, epoch)  # (n_positives,)
+        drawn = np.zeros((len(positives), 0), np.int64)
+        if self.num_negatives:
+            drawn = reservoir.draw(row, positives, self.num_negatives)  # (n_positives, K)
+        tokens = reservoir.tokens(row, positives, drawn)
+        return CaptionExample(row.number, epoch, 1.0, row.image, tokens, self._rules)
+
+    def _positives(self, row: StreamRow, epoch: int) -> NDArray[np.int64]:
+        places = np.arange(len(row.captions))
+        if self.captions_per_image == "all":
+            return places
+        order = np.argsort(mix(derive_key(self.seed, "positives", epoch), row.number, places))
+        return order[: self.captions_per_image]
+
+    def _rows(self) -> Iterator[StreamRow]:
+        """The rows of the stream with their captions tokenized, a few rows at a time."""
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        examples, number, n_cut = iter(self._dataset), first, 0
+        while chunk := list(islice(examples, _CHUNK)):
+            numbers = range(number, number + step * len(chunk), step)
+            texts = [captions_of(example, self.columns, row) for example, row in zip(chunk, numbers, strict=True)]
+            flat = [text for row_texts in texts for text in row_texts]
+            tokenized = [processor.tokenize(flat) for processor in self.processors]
+            n_cut += self._report_cut([sum(one.cut) for one in tokenized], n_cut)
+            ids = zip(*([np.asarray(ids, np.int32) for ids in one.input_ids] for one in tokenized), strict=True)
+            for row, example, row_texts in zip(numbers, chunk, texts, strict=True):
+                keys = np.asarray([text_key(text) for text in row_texts], dtype=np.uint64)
+                captions = list(islice(ids, len(row_texts)))
+                yield StreamRow(row, example[self.columns.image], self._image_key(example, row), keys, captions)
+            number += step * len(chunk)
+        if n_cut:
+            logger.info("%d captions of this pass over the stream were cut.", n_cut)
+
+    def _image_key(self, example: Mapping[str, Any], row: int) -> int:
+        if not self.num_negatives:
+            return 0
+        if self.columns.image_id is not None:
+            return image_id_key(example[self.columns.image_id], row)
+        return bytes_key(example[self.columns.image], row)
+
+    def _report_cut(self, cut: list[int], before: int) -> int:
+        if sum(cut) and not before:
+            limits = [processor.max_caption_tokens for processor, n in zip(self.processors, cut, strict=True) if n]
+            logger.warning(
+                "Captions of the stream longer than max_caption_tokens=%s are cut; they keep their end token. Their "
+                "number is logged at the end of the pass.",
+                limits[0],
+            )
+        return sum(cut)
+
+
+def _columns(
+    dataset: datasets.IterableDataset,
+    image: str | None,
+    captions: str | Sequence[str] | None,
+    image_id: str | None,
+) -> CaptionColumns:
+    features = dataset.features
+    if features is None and image is not None and captions is not None:
+        return CaptionColumns(image, (captions,) if isinstance(captions, str) else tuple(captions), image_id)
+    if features is None:
+        example = next(iter(dataset), None)
+        if example is None:
+            raise ValueError("The stream is empty, and its columns cannot be found without an example.")
+        features = features_of_example(example)
+    return find_columns(features, image, captions, image_id)
+
+
+def _undecoded(dataset: datasets.IterableDataset, columns: CaptionColumns) -> datasets.IterableDataset:
+    names = [columns.image, *columns.captions, *([columns.image_id] if columns.image_id is not None else [])]
+    selected = dataset.with_format(None).select_columns(list(dict.fromkeys(names)))
+    if selected.features is not None and isinstance(selected.features[columns.image], datasets.Image):
+        selected = selected.cast_column(columns.image, datasets.Image(decode=False))
+    return selected
