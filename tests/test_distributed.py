@@ -41,7 +41,7 @@ def run(folder: Path, batch_size: int, accumulation: int, *, checkpointing: bool
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
-        targets = r".*(query|c_attn|q_attn)"
+        targets = r".*(q_proj|query|c_attn|q_attn)"  # the names differ between releases
         model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.5, fan_in_fan_out=False))
     recorder = Recorder()
     args = ContrastiveCaptionConfig(
@@ -57,7 +57,7 @@ def run(folder: Path, batch_size: int, accumulation: int, *, checkpointing: bool
         num_negatives=3,
         captions_per_image=2,
         disable_tqdm=True,
-        gradient_checkpointing=checkpointing,
+        gradient_checkpointing=True if checkpointing else None,
         gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
     )
     trainer = ContrastiveCaptionTrainer(
@@ -84,7 +84,10 @@ def run(folder: Path, batch_size: int, accumulation: int, *, checkpointing: bool
 
 
 def count_calls(model: Any) -> dict[str, int]:
-    """Count forwards of the first encoder layer and of the model, to see that checkpointing computes again."""
+    """Count forwards of a module inside the first encoder layer and of the model: checkpointing computes it again.
+
+    The layer itself will not do: transformers keeps its hooks outside the checkpoint.
+    """
     calls = {"layer": 0, "model": 0}
 
     def count(name: str) -> Any:
@@ -93,7 +96,10 @@ def count_calls(model: Any) -> dict[str, int]:
 
         return hook
 
-    model.encoder.encoder.layer[0].register_forward_pre_hook(count("layer"))
+    layer = next(module for module in model.encoder.modules() if type(module).__name__ == "ViTLayer")
+    next(module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm)).register_forward_pre_hook(
+        count("layer")
+    )
     model.register_forward_pre_hook(count("model"))
     return calls
 
