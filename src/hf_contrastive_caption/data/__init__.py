@@ -6,15 +6,15 @@ order, and :mod:`.collator` makes the batch. Everything random is a pure functio
 :mod:`.keyed`. Nothing here knows a model.
 """
 
-from .collator import CaptionCollator
-from .dataset import ContrastiveCaptionDataset
-from .examples import CaptionExample, Tokens
-from .images import BadImageError, open_image, to_rgb
-from .negatives import EVALUATION_EPOCH, ShuffledNegatives
-from .sampler import EpochSampler, SampleKey
-from .schema import CaptionColumns, captions_of, find_columns
-from .stream import ContrastiveCaptionStream
-from .table import CaptionIndex, TokenStore
+from hf_contrastive_caption.data.collator import CaptionCollator
+from hf_contrastive_caption.data.dataset import ContrastiveCaptionDataset
+from hf_contrastive_caption.data.examples import CaptionExample, Tokens
+from hf_contrastive_caption.data.images import BadImageError, open_image, to_rgb
+from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH, ShuffledNegatives
+from hf_contrastive_caption.data.sampler import EpochSampler, SampleKey
+from hf_contrastive_caption.data.schema import CaptionColumns, captions_of, find_columns
+from hf_contrastive_caption.data.stream import ContrastiveCaptionStream
+from hf_contrastive_caption.data.table import CaptionIndex, TokenStore
 
 __all__ = [
     "EVALUATION_EPOCH",

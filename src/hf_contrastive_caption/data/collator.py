@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..processing import CaptionProcessor
-from .examples import CaptionExample, Tokens
+from hf_contrastive_caption.data.examples import CaptionExample, Tokens
+from hf_contrastive_caption.processing import CaptionProcessor
 
 _BLANK_SIZE = (224, 224)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,13 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ..processing import CaptionProcessor
-from .examples import Augmentation, CaptionExample, ImageRules, OnBadImage, Tokens, check_options
-from .keyed import derive_key, mix
-from .negatives import EVALUATION_EPOCH, ShuffledNegatives
-from .sampler import SampleKey, SharedEpoch
-from .schema import captions_of, check_split, find_columns
-from .table import build_index, build_tokens, ragged_ranges, undecoded
+from hf_contrastive_caption.data.examples import (
+    Augmentation,
+    CaptionExample,
+    ImageRules,
+    OnBadImage,
+    Tokens,
+    check_options,
+)
+from hf_contrastive_caption.data.keyed import derive_key, mix
+from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH, ShuffledNegatives
+from hf_contrastive_caption.data.sampler import SampleKey, SharedEpoch
+from hf_contrastive_caption.data.schema import captions_of, check_split, find_columns
+from hf_contrastive_caption.data.table import build_index, build_tokens, ragged_ranges, undecoded
+from hf_contrastive_caption.processing import CaptionProcessor
+
+logger = logging.getLogger(__name__)
 
 
 class ContrastiveCaptionDataset(Dataset[CaptionExample]):
@@ -70,6 +80,8 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         check_options(processors, num_negatives, captions_per_image, augment, on_bad_image, evaluation)
         if len(dataset) == 0:
             raise ValueError("The data set has no rows.")
+        if dataset.format["type"] == "custom":
+            logger.warning("The transform of the data set is not run; use augment for transforms of images.")
         self.columns = find_columns(dataset.features, image_column, caption_columns, image_id_column)
         self.num_negatives = num_negatives
         self.seed = seed

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..processing import CaptionProcessor
-from .images import BadImageError, open_image, to_rgb
-from .keyed import derive_key
+from hf_contrastive_caption.data.images import BadImageError, open_image, to_rgb
+from hf_contrastive_caption.data.keyed import derive_key
+from hf_contrastive_caption.processing import CaptionProcessor
 
 #: An augmentation: RGB image in, image out. Its random numbers may come from ``random``, NumPy or torch.
 Augmentation = Callable[[Image.Image], Image.Image]
@@ -44,7 +44,7 @@ class ImageRules:
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CaptionExample:
     """An image with its captions.
 

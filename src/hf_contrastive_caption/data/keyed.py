@@ -96,9 +96,7 @@ def keyed_permutation(index: ArrayLike, size: int, key: ArrayLike) -> NDArray[np
     return permuted.reshape(np.broadcast_shapes(numbers.shape, keys.shape)).astype(np.int64)
 
 
-def _feistel(
-    numbers: NDArray[np.uint64], keys: NDArray[np.uint64], width: int, height: int
-) -> NDArray[np.uint64]:
+def _feistel(numbers: NDArray[np.uint64], keys: NDArray[np.uint64], width: int, height: int) -> NDArray[np.uint64]:
     """One pass through the network: each round adds a keyed function of one half to the other, modulo its size."""
     sizes = np.uint64(width), np.uint64(height)
     halves = [numbers // sizes[1], numbers % sizes[1]]

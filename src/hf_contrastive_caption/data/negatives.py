@@ -1,8 +1,8 @@
 """Which captions are wrong for an image.
 
-The negatives of the contrastive caption loss are captions of other images, "sampled anew all the time" (Dai and Lin
-2017, section 3.3): K sets Y_1 ... Y_K, each a shuffle of all captions. Here a shuffle is a keyed permutation that is
-never written down, so that a caption's negatives are a pure function of (seed, epoch, caption).
+The negatives of the contrastive caption loss (Dai and Lin 2017) are captions of other images: K sets Y_1 ... Y_K,
+sampled anew all the time. Here each set is a shuffle of all captions, by a keyed permutation that is never written
+down, so that a caption's negatives are a pure function of (seed, epoch, caption).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .keyed import derive_key, keyed_permutation, mix
-from .table import CaptionIndex
+from hf_contrastive_caption.data.keyed import derive_key, keyed_permutation, mix
+from hf_contrastive_caption.data.table import CaptionIndex
 
 #: The epoch whose draws evaluation uses, every time: numbers of different evaluations can be compared.
 EVALUATION_EPOCH = -1
@@ -27,9 +27,9 @@ class ShuffledNegatives:
 
     Negative k of caption c is Y_k[c], where Y_k is a pseudo-random permutation of all captions with a key made of
     (seed, epoch, k). Where that is a caption of the same image, or one that says the same, it is drawn again with the
-    next key, and after 16 keys taken as the first allowed one from c on along one more permutation. So every allowed
-    caption is equally likely, and within an epoch each caption serves about K times as a negative. The K draws of one
-    caption are independent of each other, as in the paper, and may coincide.
+    next key, and after 16 keys taken as the first allowed one in a random order of c's own. So every allowed caption
+    is equally likely, and within an epoch each caption serves about K times as a negative. The K draws of one
+    caption are independent of each other and may coincide.
 
     Args:
         index: The captions, with image keys.
@@ -70,7 +70,9 @@ class ShuffledNegatives:
             refused = self._refused(again, captions[place])
             place, k = place[refused], k[refused]
         for one_place, one_k in zip(place.tolist(), k.tolist(), strict=True):
-            drawn[one_place, one_k] = self._walk(int(captions[one_place]), int(mix(key, one_k, _ATTEMPTS)))
+            caption = int(captions[one_place])
+            # Along one order for all captions, those behind a long gap would serve more often than others.
+            drawn[one_place, one_k] = self._walk(caption, int(mix(key, one_k, _ATTEMPTS, caption)))
         return drawn
 
     def _refused(self, drawn: NDArray[np.int64], captions: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -79,11 +81,11 @@ class ShuffledNegatives:
         return np.asarray(same_text | (self._index.image_keys(drawn) == self._index.image_keys(captions)))
 
     def _walk(self, caption: int, key: int) -> int:
-        """The first allowed caption from ``caption`` on along a permutation of all captions."""
+        """The first allowed caption in the order of a permutation of all captions."""
         size = self._index.n_captions
         for start in range(0, size, _CHUNK):
             steps = np.arange(start, min(start + _CHUNK, size))
-            candidates = keyed_permutation((caption + steps) % size, size, key)
+            candidates = keyed_permutation(steps, size, key)
             allowed = np.flatnonzero(~self._refused(candidates, np.asarray([caption])))
             if len(allowed):
                 return int(candidates[allowed[0]])

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .examples import Tokens
-from .keyed import bounded, derive_key, keyed_permutation, mix
+from hf_contrastive_caption.data.examples import Tokens
+from hf_contrastive_caption.data.keyed import bounded, derive_key, keyed_permutation, mix
 
 _ATTEMPTS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StreamRow:
     """A row of a stream: the image as it came, and its captions.
 
@@ -122,9 +122,7 @@ class CaptionReservoir:
             for ids in zip(*laid_out, strict=True)
         )
 
-    def _refused(
-        self, row: StreamRow, positives: NDArray[np.int64], places: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
+    def _refused(self, row: StreamRow, positives: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.bool_]:
         same_text = self._text_keys[places] == row.text_keys[positives]
         return np.asarray(same_text | (self._image_keys[places] == np.uint64(row.image_key)))
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from .keyed import derive_key, keyed_permutation
+from hf_contrastive_caption.data.keyed import derive_key, keyed_permutation
 
 _CHUNK = 4096
 
@@ -32,7 +32,11 @@ class SharedEpoch:
 
     def __init__(self, epoch: int = 0) -> None:
         self._value = torch.tensor(epoch, dtype=torch.int64)
-        self._value.share_memory_()  # type: ignore[no-untyped-call]
+        self._value.share_memory_()
+
+    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
+        self.__dict__.update(state)
+        self._value.share_memory_()  # pickled by value, a copy would be private; already shared memory stays as it is
 
     def get(self) -> int:
         """The epoch."""

@@ -60,8 +60,22 @@ _NUMBERS = ("no", "one", "two", "three")
 _POSITIONS = (("top left", "top right"), ("bottom left", "bottom right"))
 _LITTLE = (
     ("a shape", "one shape", "a single shape", "there is a shape", "a picture of a shape", "an object"),
-    ("two shapes", "two objects", "a pair of shapes", "there are two shapes", "a picture of two shapes", "some shapes"),
-    ("three shapes", "three objects", "a few shapes", "there are three shapes", "three different shapes", "some shapes"),
+    (
+        "two shapes",
+        "two objects",
+        "a pair of shapes",
+        "there are two shapes",
+        "a picture of two shapes",
+        "some shapes",
+    ),
+    (
+        "three shapes",
+        "three objects",
+        "a few shapes",
+        "there are three shapes",
+        "three different shapes",
+        "some shapes",
+    ),
 )
 
 
@@ -217,7 +231,9 @@ def _say_colours(rng: random.Random, scene: Scene) -> str:
     objects = _shuffled(rng, scene.objects)
     names = [f"{item.colour} {item.shape}" for item in objects]
     if len(objects) == 1:
-        return _choice(rng, (_a(names[0]), f"one {names[0]}", f"there is {_a(names[0])}", f"a picture of {_a(names[0])}"))
+        return _choice(
+            rng, (_a(names[0]), f"one {names[0]}", f"there is {_a(names[0])}", f"a picture of {_a(names[0])}")
+        )
     if rng.random() < 0.25:  # one object only
         others = "another shape" if len(objects) == 2 else "two other shapes"
         return _choice(rng, (_a(names[0]), f"{_a(names[0])} and {others}", f"one of the shapes is {_a(names[0])}"))

@@ -14,14 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..processing import CaptionProcessor
-from .examples import Augmentation, CaptionExample, ImageRules, OnBadImage, check_options
-from .keyed import derive_key, mix
-from .negatives import EVALUATION_EPOCH
-from .reservoir import CaptionReservoir, StreamRow
-from .sampler import SharedEpoch
-from .schema import CaptionColumns, captions_of, check_split, features_of_example, find_columns
-from .table import bytes_key, image_id_key, text_key
+from hf_contrastive_caption.data.examples import Augmentation, CaptionExample, ImageRules, OnBadImage, check_options
+from hf_contrastive_caption.data.keyed import derive_key, mix
+from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH
+from hf_contrastive_caption.data.reservoir import CaptionReservoir, StreamRow
+from hf_contrastive_caption.data.sampler import SharedEpoch
+from hf_contrastive_caption.data.schema import (
+    CaptionColumns,
+    captions_of,
+    check_split,
+    features_of_example,
+    find_columns,
+)
+from hf_contrastive_caption.data.table import bytes_key, image_id_key, text_key
+from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
 
