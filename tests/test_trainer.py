@@ -337,3 +337,62 @@ def test_other_wrong_uses(tmp_path: Path) -> None:
     several._n_gpu = 2
     with pytest.raises(ValueError, match="DataParallel"):
         ContrastiveCaptionTrainer(model=model, args=several, processing_class=tiny.processing())
+
+
+def test_a_stream_trains_and_evaluates(tmp_path: Path) -> None:
+    stream = tiny.caption_dataset(12).to_iterable_dataset(num_shards=2)
+    run = trainer(
+        tmp_path,
+        data=stream,
+        eval_dataset={"streamed": stream, "stored": tiny.caption_dataset(6)},
+        options={"max_steps": 5, "reservoir_size": 20},  # three steps are one pass
+    )
+    run.train()
+    assert len(logged(run, "loss")) == 5
+    assert logged(run, "loss")[0] == pytest.approx(2 * math.log(2), abs=1e-5)
+    metrics = run.evaluate()
+    assert 0 < metrics["eval_streamed_loss"] < 5 and 0 < metrics["eval_stored_loss"] < 5
+    with pytest.raises(ValueError, match="max_steps"):
+        trainer(tmp_path, data=stream, options={"max_steps": -1})
+
+
+def test_the_best_model_is_brought_back(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path,
+        eval_dataset=tiny.caption_dataset(6),
+        options={
+            "max_steps": 4,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_strategy": "best",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_margin",
+            "greater_is_better": True,
+            "learning_rate": 3e-3,
+        },
+    )
+    run.train()
+    assert run.state.best_metric == pytest.approx(max(logged(run, "eval_margin")))
+    assert run.evaluate()["eval_margin"] == pytest.approx(run.state.best_metric, abs=1e-4)
+
+
+def test_augmentation_is_for_training_only_and_keyed(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def augment(image: Any) -> Any:
+        seen.append(torch.rand(()).item())
+        return image.transpose(0)
+
+    losses = []
+    for _ in range(2):
+        run = trainer(tmp_path, eval_dataset=tiny.caption_dataset(4), augment=augment, options={"max_steps": 1})
+        run.train()
+        losses.append(logged(run, "positive_log_prob"))
+        before = len(seen)
+        run.evaluate()
+        assert len(seen) == before
+    half = len(seen) // 2  # a batch more than was used: the loader reads ahead
+    assert losses[0] == losses[1] and half >= 4 and seen[:half] == seen[half:]
+    plain = trainer(tmp_path, options={"max_steps": 1})
+    plain.train()
+    assert logged(plain, "positive_log_prob") != losses[0]
