@@ -8,9 +8,11 @@ from os import PathLike
 from typing import Any
 
 import torch
+from peft import PeftModel
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_contrastive_caption.captioners.registry import Processing, captioner_for
 from hf_contrastive_caption.data.images import open_image
@@ -24,7 +26,7 @@ _LENGTH_ARGUMENTS = ("max_new_tokens", "max_length", "generation_config")
 
 
 def caption_images(
-    model: PreTrainedModel,
+    model: nn.Module,
     processor: CaptionProcessor | Processing,
     images: Any,
     *,
@@ -35,8 +37,8 @@ def caption_images(
     """Caption images.
 
     Args:
-        model: A captioner that can ``generate`` from what its image processor gives. It is put into evaluation mode
-            for the call and left as it was.
+        model: A captioner that can ``generate`` from what its image processor gives, a ``PreTrainedModel`` or a PEFT
+            model around one. It is put into evaluation mode for the call and left as it was.
         processor: Tokenizer and image processor of the model: a :class:`CaptionProcessor`, a pair of the two, or one
             processor that has both.
         images: One image or any number of them: PIL images, paths, addresses or bytes of image files, or the image
@@ -54,8 +56,7 @@ def caption_images(
             open.
         TypeError: If the model cannot generate, or ``images`` is not what is accepted.
     """
-    if not (isinstance(model, PreTrainedModel) and isinstance(model, GenerationMixin)):
-        raise TypeError(f"Got a {type(model).__name__}. Captions need a transformers model that has generate().")
+    captioner = _with_generate(model)
     if batch_size < 1:
         raise ValueError(f"Got batch_size={batch_size}. Accepted: 1 or more.")
     if generate_kwargs.get("num_return_sequences", 1) != 1:
@@ -68,20 +69,27 @@ def caption_images(
     arguments = _generate_arguments(processor, generate_kwargs)
     items = _as_iterable(images)
     captions: list[str] = []
-    modes = [(module, module.training) for module in model.modules()]  # single modules may differ from the model
-    model.eval()
+    modes = [(module, module.training) for module in captioner.modules()]  # single modules may differ from the model
+    captioner.train(False)
     try:
         with torch.no_grad(), tqdm(total=_length(items), desc="captions", disable=not progress) as bar:
             for batch in _batches(items, batch_size):
                 opened = [_open(image, len(captions) + offset) for offset, image in enumerate(batch)]
-                inputs = {name: value.to(model.device) for name, value in processor.process_images(opened).items()}
-                sequences = model.generate(**inputs, **arguments)  # (n_images, n_tokens)
-                captions += processor.decode(sequences)
+                inputs = {name: value.to(captioner.device) for name, value in processor.process_images(opened).items()}
+                captions += processor.decode(captioner.generate(**inputs, **arguments))  # from (n_images, n_tokens)
                 bar.update(len(batch))
     finally:
         for module, training in modes:
             module.training = training
     return captions
+
+
+def _with_generate(model: nn.Module) -> Any:
+    """The transformers model itself, adapters of PEFT inside of it; ``Any``, as ``generate`` types its ``self``."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not (isinstance(base, PreTrainedModel) and base.can_generate()):
+        raise TypeError(f"Got a {type(base).__name__}. Captions need a transformers model that has generate().")
+    return base
 
 
 def _generate_arguments(processor: CaptionProcessor, given: dict[str, Any]) -> dict[str, Any]:
@@ -122,8 +130,8 @@ def _batches(items: Iterable[Any], batch_size: int) -> Iterator[list[Any]]:
 def _open(image: Any, number: int) -> Image.Image:
     if isinstance(image, dict) and "bytes" not in image and "path" not in image:
         raise TypeError(
-            f"Image {number} is a row with the columns {', '.join(map(str, image))}. Pass the image column of the data "
-            "set, as in dataset['image']."
+            f"Image {number} is a row with the columns {', '.join(map(str, image))}. Pass the image column of the "
+            "data set, as in dataset['image']."
         )
     try:
         return open_image(image)

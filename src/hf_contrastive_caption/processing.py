@@ -60,7 +60,12 @@ class CaptionProcessor:
             ``input_ids``: n_captions lists of token ids, each closed by the end token; ``cut``: for each caption
             whether it was longer than ``max_caption_tokens``. A cut caption keeps its end token, as truncation by a
             tokenizer does.
+
+        Raises:
+            TypeError: If one text is given in place of a list, which would be taken for a list of letters.
         """
+        if isinstance(captions, str):
+            raise TypeError(f"tokenize takes a list of captions, but was given one text; pass [{captions!r}]")
         if not captions:
             return TokenizedCaptions([], [])
         encoded: list[list[int]] = self.tokenizer(
@@ -97,7 +102,8 @@ class CaptionProcessor:
 
     def decode(self, sequences: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
         """Turn generated token ids, (n_captions, length) or ragged, into caption texts without special tokens."""
-        texts: list[str] = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        ids: Any = sequences
+        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
     def text_fingerprint(self) -> str:

@@ -119,7 +119,12 @@ def test_captions_are_true():
         for caption in captions:
             words = caption.replace(",", "").split()
             assert set(words) & set(SHAPES) <= shapes and set(words) & set(COLOURS) <= colours
-            for word, axis, sign in (("above", "row", 1), ("below", "row", -1), ("left", "column", 1), ("right", "column", -1)):
+            for word, axis, sign in (
+                ("above", "row", 1),
+                ("below", "row", -1),
+                ("left", "column", 1),
+                ("right", "column", -1),
+            ):
                 if f" {word} of " in caption or (word in ("above", "below") and word in words):
                     before, after = caption.split(f" {word} ", 1)
                     first, second = ([looks[look] for look in looks if look in part] for part in (before, after))
@@ -134,7 +139,9 @@ def test_a_shape_is_drawn_in_its_colour_in_its_cell(shape):
     assert red[32:, :32].sum() > 120  # of 1,024 pixels of its cell
     assert red.sum() == red[30:, :34].sum()
     large, small = (
-        np.count_nonzero(np.asarray(draw_scene(Scene("white", (SceneObject(shape, "red", size, 1, 0),)), 64))[..., 1] < 150)
+        np.count_nonzero(
+            np.asarray(draw_scene(Scene("white", (SceneObject(shape, "red", size, 1, 0),)), 64))[..., 1] < 150
+        )
         for size in ("large", "small")
     )
     assert large > 2 * small > 40

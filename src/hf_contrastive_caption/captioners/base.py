@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
-from hf_contrastive_caption.captioners.determinism import disable_dropout, norms_with_statistics
+from hf_contrastive_caption.captioners.determinism import disable_dropout, evaluation_mode, norms_with_statistics
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
 from hf_contrastive_caption.captioners.verification import probe, verify
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
@@ -120,9 +120,10 @@ class Captioner(ABC):
     @property
     def base_model(self) -> PreTrainedModel:
         """The captioner itself, without an adapter's wrapper."""
-        model: Any = self.model.get_base_model() if _is_peft(self.model) else self.model
-        assert isinstance(model, PreTrainedModel)
-        return model
+        model: Any = self.model
+        base = model.get_base_model() if _is_peft(model) else model
+        assert isinstance(base, PreTrainedModel)
+        return base
 
     def token_log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
         """Score every caption token: ln p of it given its image and the tokens before it.
@@ -188,12 +189,9 @@ class Captioner(ABC):
         weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         if not weights:
             return []
-        was_training = self.model.training
-        self.model.eval()  # a probe must not move the statistics of a batch norm
-        with torch.enable_grad():
+        with evaluation_mode(self.model), torch.enable_grad():  # a probe must not move the statistics of a batch norm
             score = self.log_probs(self.model, images, captions).sum()
             gradients = torch.autograd.grad(score, list(weights.values()), allow_unused=True)
-        self.model.train(was_training)
         unused = [name for name, gradient in zip(weights, gradients, strict=True) if gradient is None]
         for name in unused:
             weights[name].requires_grad_(False)
@@ -209,6 +207,11 @@ class Captioner(ABC):
     def _hold_norms(self) -> None:
         for norm in self._frozen_norms:  # Trainer calls model.train() before every step
             norm.eval()
+
+    @property
+    def name(self) -> str:
+        """What messages call the captioner: the classes that it consists of."""
+        return type(self.base_model).__name__
 
     @property
     def device(self) -> torch.device:

@@ -18,7 +18,7 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hf_contrastive_caption.captioners.base import Captioner
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
@@ -32,6 +32,9 @@ _POSITIONS_AFTER_PADDING = frozenset(
     {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "data2vec-text"}
 )
 """Decoders that count positions from ``pad_token_id + 1``."""
+
+_CROSS_ATTENTIONS = frozenset({"crossattention", "cross_attn", "encoder_attn"})
+"""What cross-attention is called in the layers of those decoders that can be built without it."""
 
 _POSITION_LIMITS = ("n_positions", "max_position_embeddings", "max_target_positions")
 """The names under which decoder configs state how many positions they have."""
@@ -51,7 +54,7 @@ class CrossAttentionCaptioner(Captioner):
         assert isinstance(captioner, VisionEncoderDecoderModel)
         _check_decoder(captioner)
         _check_vocabulary(captioner, processor)
-        decoder_config = captioner.config.decoder
+        decoder_config = _decoder_config(captioner)
         self.start_token_id = _start_token_id(captioner, processor)
         padding = (_setting(captioner.config, "pad_token_id"), _setting(decoder_config, "pad_token_id"))
         self.pad_token_id = _first_given(*padding) or 0
@@ -66,8 +69,14 @@ class CrossAttentionCaptioner(Captioner):
     ) -> CaptionProcessor:
         """See :meth:`Captioner.make_processor`."""
         assert isinstance(model, VisionEncoderDecoderModel)
-        limit = position_limit(model.config.decoder)
+        limit = position_limit(_decoder_config(model))
         return CaptionProcessor(tokenizer, image_processor, _end_token_id(model, tokenizer), limit)
+
+    @property
+    def name(self) -> str:
+        """See :attr:`Captioner.name`."""
+        model: Any = self.base_model
+        return f"{type(model).__name__} of {type(model.encoder).__name__} and {type(model.decoder).__name__}"
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states are (n_images, positions, hidden_size)."""
@@ -162,6 +171,12 @@ def _repeat_states(image_index: Tensor) -> Any:
     return hook
 
 
+def _decoder_config(model: VisionEncoderDecoderModel) -> PreTrainedConfig:
+    config = model.config.decoder
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
 def _setting(config: PreTrainedConfig | GenerationConfig | None, name: str) -> Any:
     """A setting that not every config has: since transformers 5 each class declares only its own."""
     return getattr(config, name, None)
@@ -179,8 +194,8 @@ def _start_token_id(model: VisionEncoderDecoderModel, processor: CaptionProcesso
     start = _first_given(
         _setting(model.config, "decoder_start_token_id"),
         _setting(model.generation_config, "decoder_start_token_id"),
-        _setting(model.config.decoder, "decoder_start_token_id"),
-        _setting(model.config.decoder, "bos_token_id"),
+        _setting(_decoder_config(model), "decoder_start_token_id"),
+        _setting(_decoder_config(model), "bos_token_id"),
         processor.tokenizer.bos_token_id,
         processor.tokenizer.cls_token_id,
     )
@@ -201,7 +216,7 @@ def _end_token_id(model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokeniz
     end = _first_given(
         _setting(model.generation_config, "eos_token_id"),
         _setting(model.config, "eos_token_id"),
-        _setting(model.config.decoder, "eos_token_id"),
+        _setting(_decoder_config(model), "eos_token_id"),
         tokenizer.eos_token_id,
         tokenizer.sep_token_id,
     )
@@ -210,12 +225,15 @@ def _end_token_id(model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokeniz
 
 
 def _check_decoder(model: VisionEncoderDecoderModel) -> None:
-    config = model.config.decoder
-    if _setting(config, "add_cross_attention") is False:
+    config = _decoder_config(model)
+    # VisionEncoderDecoderModel sets the flag in the config of any decoder that it is given, so the layers tell.
+    optional = getattr(type(config), "add_cross_attention", None) is False
+    names = {name.rpartition(".")[2] for name, _ in model.decoder.named_modules()}
+    if optional and not names & _CROSS_ATTENTIONS:
         raise ValueError(
-            f"the {config.model_type} decoder was built with add_cross_attention=False, so it cannot see the image; "
-            "build the captioner with VisionEncoderDecoderModel.from_encoder_decoder_pretrained, which sets it, or "
-            "set it in the decoder's config and train the new layers"
+            f"the {config.model_type} decoder was built without cross-attention, so it cannot see the image; build "
+            "the captioner with VisionEncoderDecoderModel.from_encoder_decoder_pretrained, or the decoder from a "
+            "config with is_decoder=True and add_cross_attention=True, and train the new layers"
         )
     if "encoder_hidden_states" not in inspect.signature(model.decoder.forward).parameters:
         raise ValueError(
@@ -230,18 +248,19 @@ def _check_decoder(model: VisionEncoderDecoderModel) -> None:
 
 
 def _check_vocabulary(model: VisionEncoderDecoderModel, processor: CaptionProcessor) -> None:
-    size = _setting(model.config.decoder, "vocab_size")
+    decoder = _decoder_config(model)
+    size = _setting(decoder, "vocab_size")
     if size is None:
         return
     if len(processor.tokenizer) > size:
         raise ValueError(
-            f"the tokenizer has {len(processor.tokenizer)} tokens, but the {model.config.decoder.model_type} decoder "
+            f"the tokenizer has {len(processor.tokenizer)} tokens, but the {decoder.model_type} decoder "
             f"knows {size}; give the tokenizer that the model was trained with, or call "
             "model.decoder.resize_token_embeddings(len(tokenizer))"
         )
     if not 0 <= processor.end_token_id < size:
         raise ValueError(
-            f"the end token of captions is {processor.end_token_id}, but the {model.config.decoder.model_type} decoder "
-            f"knows {size} tokens; set eos_token_id in model.generation_config and model.config to the token at which "
-            "the model stops"
+            f"the end token of captions is {processor.end_token_id}, but the {decoder.model_type} "
+            f"decoder knows {size} tokens; set eos_token_id in model.generation_config and model.config to the token "
+            "at which the model stops"
         )

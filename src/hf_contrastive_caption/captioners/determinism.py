@@ -7,6 +7,9 @@ themselves are set to 0, and batch norms are kept from using the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -45,6 +48,18 @@ def _set_rates(model: nn.Module, rates: dict[str, float]) -> None:
     for path, rate in rates.items():
         name, attribute = path.rsplit(".", 1)
         setattr(model.get_submodule(name), attribute, rate)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode, and afterwards each of its modules back into the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():  # train() would also wake what the user put to sleep
+            module.training = training
 
 
 def norms_with_statistics(model: nn.Module) -> list[nn.Module]:

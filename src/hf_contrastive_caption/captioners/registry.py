@@ -63,8 +63,9 @@ def captioner_for(
     base = model.get_base_model() if _is_peft(model) else model  # type: ignore[operator]
     if not isinstance(base, PreTrainedModel):
         raise TypeError(
-            f"a captioner must be a transformers.PreTrainedModel or a PEFT model around one, but {type(base).__name__} "
-            "was given; wrap your module in a PreTrainedModel with a config and register it with register_captioner"
+            "a captioner must be a transformers.PreTrainedModel or a PEFT model around one, but "
+            f"{type(base).__name__} was given; wrap your module in a PreTrainedModel with a config and register it "
+            "with register_captioner"
         )
     captioner_class = _captioner_class(base)
     if isinstance(processing_class, CaptionProcessor):
@@ -93,8 +94,8 @@ def split_processing_class(processing_class: Any) -> tuple[PreTrainedTokenizerBa
     if len(tokenizers) != 1 or len(image_processors) != 1:
         raise TypeError(
             "a captioner needs one tokenizer and one image processor; given as processing_class: "
-            f"{[type(part).__name__ for part in parts]}. Pass processing_class=(tokenizer, image_processor), as loaded "
-            "by AutoTokenizer and AutoImageProcessor, or one processor that has both"
+            f"{[type(part).__name__ for part in parts]}. Pass processing_class=(tokenizer, image_processor), as "
+            "loaded by AutoTokenizer and AutoImageProcessor, or one processor that has both"
         )
     return tokenizers[0], image_processors[0]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images, caption_batch
-from hf_contrastive_caption.captioners.determinism import largest_difference
+from hf_contrastive_caption.captioners.determinism import evaluation_mode, largest_difference
 from hf_contrastive_caption.captioners.packing import sum_by_caption
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ TOLERANCE_PER_TOKEN = {torch.float64: 1e-8, torch.float32: 2e-5, torch.float16: 
 """Nats per caption token by which two right ways of scoring may differ, by the dtype that matrix products run in."""
 
 _PROBE_LENGTHS = (9, 4, 7, 2)
-_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError)
-"""What a decoder raises that does not take position ids or a four-dimensional mask."""
+_REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
+"""What a decoder raises that does not take position ids or a four-dimensional mask, or a head of unknown size."""
 
 
 def verify(captioner: Captioner) -> None:
@@ -45,14 +45,9 @@ def verify(captioner: Captioner) -> None:
     Raises:
         ValueError: If none agrees, the decoder is not causal, or ``packing="packed"`` was asked for and is not exact.
     """
-    modes = {module: module.training for module in captioner.model.modules()}
-    captioner.model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(captioner.device.type, enabled=False):
-            _choose(captioner)
-    finally:
-        for module, training in modes.items():  # train() would also wake what the user put to sleep
-            module.training = training
+    no_autocast = torch.autocast(captioner.device.type, enabled=False)
+    with evaluation_mode(captioner.model), torch.no_grad(), no_autocast:
+        _choose(captioner)
 
 
 def _choose(captioner: Captioner) -> None:
@@ -74,7 +69,7 @@ def _choose(captioner: Captioner) -> None:
             return
         tried.append(f"{layout} with {head}: off by {worst:.2g} nats")
     raise ValueError(
-        f"no way of scoring {type(captioner.base_model).__name__} {tuple(layouts)} agrees with one plain forward per "
+        f"no way of scoring {captioner.name} {tuple(layouts)} agrees with one plain forward per "
         f"caption ({'; '.join(tried)}). With packing='auto' repeated states are tried as well; if you did, please "
         "report the model's config as a bug, or register a captioner of your own with register_captioner"
     )
@@ -85,7 +80,7 @@ def _report(captioner: Captioner, tried: list[str]) -> None:
         return
     logger.warning(
         "%s: captions are scored with the %s layout and %s head, the quickest way that is exact for this model (%s)",
-        type(captioner.base_model).__name__,
+        captioner.name,
         captioner.layout,
         captioner.head,
         "; ".join(tried),
@@ -138,7 +133,7 @@ def _check_causal(captioner: Captioner, images: Images, captions: CaptionBatch, 
     moved = largest_difference(after[: length - 2], plain[: length - 2])
     if moved > _tolerance(captioner):
         raise ValueError(
-            f"the decoder of {type(captioner.base_model).__name__} sees later tokens: changing a token moved the "
-            f"log-probability of one before it by {moved:.2g} nats, so ln p(caption | image) is not defined; set "
-            "is_decoder=True in the decoder's config"
+            f"the decoder of {captioner.name} sees later tokens: changing a token moved the "
+            f"log-probability of one before it by {moved:.2g} nats, so ln p(caption | image) is not defined; build "
+            "the decoder from a config with is_decoder=True (setting it afterwards changes nothing)"
         )

@@ -71,7 +71,9 @@ def token_log_probs(head: nn.Module, hidden: Tensor, targets: Tensor, max_logits
     rows = max(1, max_logits_bytes // (4 * vocabulary))
     if type(head) is nn.Linear:
         keep = torch.is_grad_enabled() and hidden.shape[0] <= rows
-        log_probs: Tensor = _LinearLogProbs.apply(hidden, head.weight, head.bias, targets, rows, keep)
+        log_probs: Tensor = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]
+            hidden, head.weight, head.bias, targets, rows, keep
+        )
         return log_probs
 
     def piece(states: Tensor, wanted: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets, normalizers = ctx.saved_tensors
         kept, ctx.probs = ctx.probs, None  # written over below; a second backward makes it again
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]

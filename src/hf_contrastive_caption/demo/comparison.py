@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,8 +105,8 @@ def score_models(
             processing_class=processor,
         )
         trainer.remove_callback(PrinterCallback)
-        on_validation = trainer.evaluate(validation)  # type: ignore[arg-type]  # datasets has no types
-        on_test = trainer.evaluate(test, metric_key_prefix="test")  # type: ignore[arg-type]
+        on_validation = trainer.evaluate(validation)
+        on_test = trainer.evaluate(test, metric_key_prefix="test")
         captions = caption_images(model, processor, test[image_column], batch_size=args.per_device_eval_batch_size)
         rows.append(
             ModelScores(
@@ -121,3 +121,15 @@ def score_models(
         )
         advance(done)
     return rows
+
+
+def markdown_table(rows: Sequence[ModelScores]) -> str:
+    """The comparison as a Markdown table with aligned columns."""
+    cells = [COLUMNS, *(row.cells() for row in rows)]
+    widths = [max(len(line[number]) for line in cells) for number in range(len(COLUMNS))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in cells
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))

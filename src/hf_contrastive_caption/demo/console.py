@@ -17,13 +17,13 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from hf_contrastive_caption.demo.comparison import COLUMNS, ModelScores
+from hf_contrastive_caption.demo.comparison import COLUMNS, ModelScores, markdown_table
 
 Advance = Callable[[int, str], None]
 """Called with the number of steps that are done and a word about them."""
 
-_PIPED_WIDTH = 200
 _PREVIEW = 24
+"""Width of a picture in characters."""
 
 
 class DemoConsole:
@@ -35,9 +35,6 @@ class DemoConsole:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = Console(highlight=False) if console is None else console
-        if not self._console.is_terminal:
-            self._console.width = _PIPED_WIDTH
-        self._width = max(12, min(self._console.width, 110))
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print a line, without markup; it is wrapped in a terminal only."""
@@ -62,7 +59,8 @@ class DemoConsole:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        hidden = not self._console.is_terminal
+        with Progress(*columns, console=self._console, transient=True, disable=hidden) as progress:
             task = progress.add_task(title, total=steps, note="")
 
             def advance(done: int, about: str = "") -> None:
@@ -75,37 +73,41 @@ class DemoConsole:
         self.say(f"{title}: {perf_counter() - start:.0f} s{after}")
 
     def table(self, rows: Sequence[ModelScores]) -> None:
-        """Print the comparison; the best captioner of each column stands out in a terminal."""
-        terminal = self._console.is_terminal
-        table = Table(box=box.ROUNDED if terminal else box.MARKDOWN, header_style="bold")
+        """Print the comparison; the last row stands out in a terminal."""
+        if not self._console.is_terminal:
+            self.say(markdown_table(rows))
+            return
+        table = Table(box=box.ROUNDED, header_style="bold")
         for number, column in enumerate(COLUMNS):
             table.add_column(column, justify="right" if number else "left")
         for row in rows:
-            table.add_row(*row.cells(), style="bold green" if row is rows[-1] and terminal else "")
+            table.add_row(*row.cells(), style="bold green" if row is rows[-1] else "")
         self._console.print(table)
 
     def picture(self, picture: Image.Image, lines: Sequence[tuple[str, str]]) -> None:
         """Print what was said of a picture, next to the picture where the terminal has colours."""
+        if not (self._console.is_terminal and self._console.color_system == "truecolor"):
+            width = max(len(who) for who, _ in lines) + 2
+            for who, what in lines:
+                self.say(f"{who:{width}}{what}")
+            return
         said = Table.grid(padding=(0, 1))
         for who, what in lines:
             said.add_row(Text(who, style="dim"), Text(what))
-        if not (self._console.is_terminal and self._console.color_system == "truecolor"):
-            self._console.print(said)
-            return
         grid = Table.grid(padding=(0, 2))
         grid.add_row(_half_blocks(picture, _PREVIEW), said)
         self._console.print(grid)
 
 
 def _half_blocks(picture: Image.Image, width: int) -> Text:
-    """A picture of ``width`` columns and ``width // 2`` lines: each character shows two pixels, one above the other."""
+    """A picture of ``width`` columns and half as many lines: a character shows two pixels, one above the other."""
     small = picture.convert("RGB").resize((width, width // 2 * 2), Image.Resampling.BOX)
     text = Text()
     for y in range(0, small.height, 2):
         for x in range(small.width):
             above, below = ("#{:02x}{:02x}{:02x}".format(*small.getpixel((x, y + row))) for row in (0, 1))  # type: ignore[misc]
             text.append("▀", Style(color=above, bgcolor=below))
-        text.append("\n")
+        text.append("\n" if y + 2 < small.height else "")
     return text
 
 

@@ -69,7 +69,9 @@ def run_demo(settings: DemoSettings | None = None, console: DemoConsole | None =
         models, processor = _train(settings, data["train"], console)
         with console.stage("Comparing on test images", len(models)) as advance:
             args = _arguments(settings, "contrastive", settings.steps)
-            rows = score_models(models, processor, data["validation"], data["test"], args, advance=lambda n: advance(n, ""))
+            rows = score_models(
+                models, processor, data["validation"], data["test"], args, advance=lambda n: advance(n, "")
+            )
         result = _save(settings, models["contrastive"], processor, data["test"], rows, start)
     _show(settings, data["test"], result, console)
     return result
@@ -77,9 +79,7 @@ def run_demo(settings: DemoSettings | None = None, console: DemoConsole | None =
 
 def _draw(settings: DemoSettings, console: DemoConsole) -> datasets.DatasetDict:
     with console.stage("Drawing scenes", 1) as advance:
-        data = scenes(
-            settings.train_images, settings.validation_images, settings.test_images, seed=settings.seed
-        )
+        data = scenes(settings.train_images, settings.validation_images, settings.test_images, seed=settings.seed)
         advance(1, f"{sum(data.num_rows.values())} pictures with five captions each")
     return data
 
@@ -133,6 +133,7 @@ def _arguments(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=torch.cuda.device_count() > 1,  # the trainer wants one process per GPU, and this is one process
     )
 
@@ -161,12 +162,12 @@ def _save(
 
 
 def _show(settings: DemoSettings, test: datasets.Dataset, result: DemoResult, console: DemoConsole) -> None:
-    reference, control, contrastive = result.rows
+    reference, _, contrastive = result.rows
     console.say()
     console.table(result.rows)
     console.say(
-        f"{len(test)} test images, each caption against {settings.num_negatives} of other images; ranked first: by the "
-        "log-ratio to the reference, and by the model's own log-probability. A validation loss of 1.386 means: no "
+        f"{len(test)} test images, each caption against {settings.num_negatives} of other images; ranked first: by "
+        "the log-ratio to the reference, and by the model's own log-probability. A validation loss of 1.386 means: no "
         "different from the reference.",
         style="dim",
     )

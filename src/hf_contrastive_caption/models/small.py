@@ -161,11 +161,11 @@ def small_captioner(
                 n_layer=decoder_layers,
                 n_head=heads,
                 n_inner=mlp,
+                activation_function="gelu_pytorch_tanh",  # equals the default "gelu_new", in one operation
                 resid_pdrop=dropout,
                 embd_pdrop=dropout,
                 attn_pdrop=dropout,
                 add_cross_attention=True,
-                is_decoder=True,
                 bos_token_id=start,
                 eos_token_id=end,
                 pad_token_id=pad,
@@ -185,7 +185,8 @@ def small_captioner(
         num_beams=NUM_BEAMS,
         max_new_tokens=min(MAX_NEW_TOKENS, num_positions),
     )
-    return model.train()
+    model.train()
+    return model
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:

@@ -1,0 +1,140 @@
+"""Captions for images equal those of plain ``generate``."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from hf_contrastive_caption.captioners import captioner_for
+from hf_contrastive_caption.data.scenes import scenes
+from hf_contrastive_caption.generation import caption_images
+from hf_contrastive_caption.processing import CaptionProcessor
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.captioner_model()
+
+
+@pytest.fixture(scope="module")
+def processor(model) -> CaptionProcessor:
+    return captioner_for(model, tiny.processing()).processor
+
+
+def plain(model, images, **arguments) -> list[str]:
+    """The naive few lines: one image at a time."""
+    tokenizer, image_processor = tiny.processing()
+    model.eval()
+    captions = []
+    for image in images:
+        pixels = image_processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"]
+        sequence = model.generate(pixel_values=pixels, do_sample=False, **arguments)
+        captions.append(" ".join(tokenizer.decode(sequence[0], skip_special_tokens=True).split()))
+    model.train()
+    return captions
+
+
+def test_defaults_are_three_beams_and_the_length_of_the_processor(model, processor):
+    images = tiny.images(7)
+    expected = plain(model, images, num_beams=3, max_new_tokens=64)
+    assert len(set(expected)) > 1
+    for batch_size in (1, 3, 32):
+        assert caption_images(model, processor, images, batch_size=batch_size) == expected
+
+
+def test_arguments_of_generate_pass_through(model, processor):
+    images = tiny.images(4)
+    expected = plain(model, images, num_beams=1, max_new_tokens=5)
+    assert caption_images(model, processor, images, num_beams=1, max_new_tokens=5) == expected
+    assert max(len(caption.split()) for caption in expected) <= 5
+    expected = plain(model, images, num_beams=2, max_length=4)
+    assert caption_images(model, processor, images, num_beams=2, max_length=4) == expected
+
+
+def test_a_short_processor_gives_short_captions(model):
+    tokenizer, image_processor = tiny.processing()
+    short = CaptionProcessor(tokenizer, image_processor, tiny.EOS, max_caption_tokens=3)
+    captions = caption_images(model, short, tiny.images(3))
+    assert max(len(caption.split()) for caption in captions) <= 3
+
+
+def test_every_way_to_give_images(model, processor, tmp_path):
+    data = scenes(3, 0, 0)["train"]
+    images = list(data["image"])
+    expected = plain(model, images, num_beams=3, max_new_tokens=64)
+    files, contents = [], []
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+        files.append(tmp_path / f"{number}.png")
+        file = BytesIO()
+        image.save(file, format="PNG")
+        contents.append(file.getvalue())
+    ways = (data["image"], images, tuple(images), iter(images), files, list(map(str, files)), contents)
+    for way in ways:
+        assert caption_images(model, processor, way) == expected
+    for one in (images[0], files[0], str(files[0]), contents[0], {"bytes": contents[0], "path": None}):
+        assert caption_images(model, processor, one) == expected[:1]
+    assert caption_images(model, processor, []) == []
+
+
+def test_the_pair_of_tokenizer_and_image_processor_will_do(model, processor):
+    images = tiny.images(2)
+    assert caption_images(model, tiny.processing(), images) == caption_images(model, processor, images)
+
+
+def test_images_of_any_mode_are_converted(model, processor):
+    images = [image.convert(mode) for image, mode in zip(tiny.images(3), ("L", "CMYK", "RGBA"), strict=True)]
+    expected = plain(model, images, num_beams=3, max_new_tokens=64)
+    assert caption_images(model, processor, images) == expected
+
+
+def test_modes_of_the_modules_are_left_as_they_were(model, processor):
+    model.train()
+    frozen = next(module for module in model.modules() if isinstance(module, nn.LayerNorm))
+    frozen.eval()
+    before = [module.training for module in model.modules()]
+    caption_images(model, processor, tiny.images(1), max_new_tokens=2)
+    assert [module.training for module in model.modules()] == before and len(set(before)) == 2
+    with pytest.raises(ValueError, match="does not open"):
+        caption_images(model, processor, ["/no/such/picture.png"])
+    assert [module.training for module in model.modules()] == before
+    model.train()
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_model_with_adapters_captions_with_them(processor):
+    plain_model, images = tiny.captioner_model(), tiny.images(3)
+    before = caption_images(plain_model, processor, images)
+    peft = get_peft_model(plain_model, LoraConfig(target_modules=["c_attn"], init_lora_weights=False))
+    after = caption_images(peft, processor, images)
+    assert after == plain(plain_model, images, num_beams=3, max_new_tokens=64) != before
+    with peft.disable_adapter():
+        assert caption_images(peft, processor, images) == before
+
+
+def test_progress_is_shown_only_if_asked_for(model, processor, capsys):
+    caption_images(model, processor, tiny.images(2), max_new_tokens=2)
+    assert capsys.readouterr().err == ""
+    caption_images(model, processor, tiny.images(2), max_new_tokens=2, progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_wrong_use_is_explained(model, processor):
+    image = tiny.images(1)[0]
+    with pytest.raises(TypeError, match="Got a Linear"):
+        caption_images(torch.nn.Linear(1, 1), processor, image)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size=0"):
+        caption_images(model, processor, image, batch_size=0)
+    with pytest.raises(ValueError, match="one caption"):
+        caption_images(model, processor, image, num_return_sequences=2)
+    with pytest.raises(TypeError, match="Got a int as images"):
+        caption_images(model, processor, 3)
+    with pytest.raises(TypeError, match=r"Image 0 is a row with the columns image_id, image, captions"):
+        caption_images(model, processor, scenes(1, 0, 0)["train"])
+    with pytest.raises(ValueError, match="Image 1 of the images to caption"):
+        caption_images(model, processor, [image, b"no image"])
