@@ -290,13 +290,18 @@ class Products(TorchDispatchMode):
         """Run them again on numbers: operations, and seconds (median of three for each layout)."""
         operations, seconds = 0.0, 0.0
         for (shape, stride, right_shape, right_stride), count in self.seen.items():
-            left, right = torch.empty_strided(shape, stride), torch.empty_strided(right_shape, right_stride)
-            left.normal_(), right.normal_()
+            left, right = _factor(shape, stride), _factor(right_shape, right_stride)
             product = functools.partial(torch.bmm if left.dim() == 3 else torch.mm, left, right)
             product()
             seconds += count * statistics.median(timed(product) for _ in range(3))
             operations += count * 2.0 * left.numel() * right.shape[-1]
         return operations, seconds
+
+
+def _factor(shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Random numbers in the given layout; a stride may be 0."""
+    places = 1 + sum(max(0, size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return torch.randn(places).as_strided(shape, stride)
 
 
 def count_operations(bench: Bench) -> tuple[float, Products]:

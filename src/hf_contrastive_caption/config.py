@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
 
@@ -118,16 +119,24 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             self.caption_columns = [self.caption_columns]
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bfloat16()
-        super().__post_init__()
-        if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        accelerator_config = self.accelerator_config
+        assert isinstance(accelerator_config, AcceleratorConfig)  # made of whatever was given
+        if accelerator_config.dispatch_batches or accelerator_config.split_batches:
             raise ValueError(
                 "dispatch_batches and split_batches of accelerator_config cut every tensor of a batch along its first "
                 "dimension, and captions are ragged; leave both off: every process reads its own rows"
             )
-        self.accelerator_config.dispatch_batches = False  # Accelerate's default for streams is True
+        accelerator_config.dispatch_batches = False  # Accelerate's default for streams is True
+
+    @property
+    def draw_seed(self) -> int:
+        """The seed of order, captions, negatives and augmentation: ``data_seed``, or ``seed`` if there is none."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     def _check_refused(self) -> None:
-        defaults = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(self)}  # type: ignore[misc]
+        defaults = {f.name: f.default for f in fields(self)}
+        defaults |= {f.name: f.default_factory() for f in fields(self) if f.default_factory is not MISSING}
         for name, reason in REFUSED_OPTIONS.items():
             if name in defaults and getattr(self, name) != defaults[name]:
                 raise ValueError(f"{name}={getattr(self, name)!r} cannot be used for contrastive captioning: {reason}")
@@ -162,7 +171,9 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name} must be at least {least}, but is {value}")
         for name in ("noise_ratio", "beta"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be above 0 and finite, but is {getattr(self, name)}; the paper uses 1.0")
+                raise ValueError(
+                    f"{name} must be above 0 and finite, but is {getattr(self, name)}; the paper uses 1.0"
+                )
 
 
 def _gpu_has_bfloat16() -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.registry import Processing, captioner_for
 from hf_contrastive_caption.data.images import open_image
 from hf_contrastive_caption.processing import CaptionProcessor
@@ -69,18 +70,14 @@ def caption_images(
     arguments = _generate_arguments(processor, generate_kwargs)
     items = _as_iterable(images)
     captions: list[str] = []
-    modes = [(module, module.training) for module in captioner.modules()]  # single modules may differ from the model
-    captioner.train(False)
-    try:
-        with torch.no_grad(), tqdm(total=_length(items), desc="captions", disable=not progress) as bar:
+    with evaluation_mode(captioner), torch.no_grad():
+        with tqdm(total=_length(items), desc="captions", disable=not progress) as bar:
             for batch in _batches(items, batch_size):
                 opened = [_open(image, len(captions) + offset) for offset, image in enumerate(batch)]
                 inputs = {name: value.to(captioner.device) for name, value in processor.process_images(opened).items()}
-                captions += processor.decode(captioner.generate(**inputs, **arguments))  # from (n_images, n_tokens)
+                sequences = captioner.generate(**inputs, **arguments)  # (n_images, n_tokens)
+                captions += processor.decode(sequences)
                 bar.update(len(batch))
-    finally:
-        for module, training in modes:
-            module.training = training
     return captions
 
 

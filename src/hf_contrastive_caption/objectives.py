@@ -75,9 +75,9 @@ class ContrastiveObjective(Objective):
     def __call__(self, captioner: Captioner, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""
         log_probs = captioner.log_probs(model, batch["images"], batch["captions"])  # (n_captions,)
-        reference = self.reference.log_probs(
-            batch.get("reference_images", batch["images"]), batch.get("reference_captions", batch["captions"])
-        )
+        images = batch["reference_images"] if "reference_images" in batch else batch["images"]
+        captions = batch["reference_captions"] if "reference_captions" in batch else batch["captions"]
+        reference = self.reference.log_probs(images, captions)  # (n_captions,)
         log_ratio = self._by_positive(log_probs - reference)  # (n_positives, 1 + num_negatives)
         weights = self._weights(batch)  # (n_positives,)
         loss = contrastive_caption_loss(
@@ -97,7 +97,8 @@ class ContrastiveObjective(Objective):
         return values.view(-1, 1 + self.num_negatives)
 
     def _weights(self, batch: Batch) -> Tensor:
-        return batch["weights"][self._by_positive(batch["captions"]["image_index"])[:, 0]]
+        weights: Tensor = batch["weights"][self._by_positive(batch["captions"]["image_index"])[:, 0]]
+        return weights
 
     @staticmethod
     def _statistics(loss: Tensor, log_ratio: Tensor, log_probs: Tensor, weights: Tensor) -> Statistics:
@@ -121,7 +122,8 @@ class MLEObjective(Objective):
 
     def count(self, batch: Batch) -> Tensor:
         """See :meth:`Objective.count`."""
-        return (batch["captions"]["lengths"] * self._weights(batch)).sum()
+        lengths: Tensor = batch["captions"]["lengths"]
+        return (lengths * self._weights(batch)).sum()
 
     def __call__(self, captioner: Captioner, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,34 +10,25 @@ import datasets
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from hf_contrastive_caption.captioners import Captioner, captioner_for
+from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import largest_difference
-from hf_contrastive_caption.captioners.registry import split_processing_class
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.construction import check_arguments, make_captioner, make_reference, refuse_arguments
 from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset, ContrastiveCaptionStream
 from hf_contrastive_caption.data.sampler import EpochSampler
-from hf_contrastive_caption.loading import load_model, load_processing, restore_weights
+from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.objectives import Batch, ContrastiveObjective, MLEObjective, Objective, ObjectiveOutput
 from hf_contrastive_caption.processing import CaptionProcessor
-from hf_contrastive_caption.reference import FrozenReference, frozen_copy
+from hf_contrastive_caption.reference import FrozenReference
 from hf_contrastive_caption.statistics import RunningMeans
 
 logger = logging.getLogger(__name__)
 
 CaptionData = ContrastiveCaptionDataset | ContrastiveCaptionStream
-
-_REFUSED_ARGUMENTS = {
-    "compute_loss_func": "the objective is the loss; see ContrastiveCaptionConfig(objective=...)",
-    "compute_metrics": "it takes logits, and none are kept; evaluate() reports loss, log-ratios and ranking by itself",
-    "data_collator": "captions are ragged and need the library's own collator; augment images with augment=",
-    "model_init": "the reference is a copy of the model as passed, so the model must be there from the start",
-    "preprocess_logits_for_metrics": "no logits are kept",
-}
-"""Arguments of ``Trainer`` that cannot work here, and why."""
 
 
 class ContrastiveCaptionTrainer(Seq2SeqTrainer):
@@ -73,6 +63,10 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         ValueError: For data, models or options that cannot work together; the message says what would.
     """
 
+    args: ContrastiveCaptionConfig
+    captioner: Captioner
+    reference: FrozenReference | None
+    objective: Objective
     loss_is_scaled_for_ga = True  # the loss is normalised over all accumulation steps by num_items_in_batch
 
     def __init__(
@@ -89,12 +83,12 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         **refused: Any,
     ) -> None:
-        _refuse(refused)
+        refuse_arguments(refused)
         args = ContrastiveCaptionConfig(output_dir="contrastive-caption") if args is None else args
-        _check_arguments(args, model, reference_model)
+        check_arguments(args, model, reference_model)
         self.augment = augment
-        self.captioner = _captioner(model, processing_class, args, "model")
-        self.reference = self._reference(reference_model, reference_processing_class, args)
+        self.captioner = make_captioner(model, processing_class, args, "model")
+        self.reference = make_reference(self.captioner, reference_model, reference_processing_class, args)
         self.objective = self._objective(args)
         self._processors = self._distinct_processors()
         self._train_means, self._eval_means = RunningMeans(), RunningMeans()
@@ -113,21 +107,6 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         self._prepare_models()
 
     # Construction ------------------------------------------------------------------------------------------------
-
-    def _reference(self, reference_model: Any, processing_class: Any, args: ContrastiveCaptionConfig) -> Any:
-        """The frozen side of the loss: a copy of the target, or the model that was given."""
-        if args.objective == "mle":
-            if reference_model is not None:
-                raise ValueError("objective='mle' has no reference; leave reference_model out, or use 'contrastive'")
-            return None
-        if reference_model is None:
-            copied = frozen_copy(self.captioner.model)
-            return FrozenReference(_captioner(copied, self.captioner.processor, args, "reference_model"))
-        if processing_class is None and not isinstance(reference_model, str):
-            _check_same_vocabulary(reference_model, self.captioner)
-            processing_class = split_processing_class(self.captioner.processor)
-        captioner = _captioner(reference_model, processing_class, args, "reference_model")
-        return FrozenReference(captioner)
 
     def _objective(self, args: ContrastiveCaptionConfig) -> Objective:
         if self.reference is None:
@@ -159,7 +138,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
             return dataset
         options: dict[str, Any] = {
             "num_negatives": self._num_negatives(args),
-            "seed": _data_seed(args),
+            "seed": args.draw_seed,
             "captions_per_image": 1 if evaluation else args.captions_per_image,
             "image_column": args.image_column,
             "caption_columns": args.caption_columns,
@@ -212,7 +191,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         if isinstance(data, ContrastiveCaptionStream):
             return None
         pad_to = batch_size * self.args.world_size
-        return EpochSampler(data, seed=_data_seed(self.args), shuffle=shuffle, pad_to=pad_to)
+        return EpochSampler(data, seed=self.args.draw_seed, shuffle=shuffle, pad_to=pad_to)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """See ``Trainer``; a plain ``datasets.Dataset`` gets its negatives here."""
@@ -231,7 +210,8 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         if not batch_samples:
             return None
         items = torch.stack([self.objective.count(batch).to(device) for batch in batch_samples]).sum()
-        return self.accelerator.reduce(items, reduction="sum")
+        total: Tensor = self.accelerator.reduce(items, reduction="sum")
+        return total
 
     def compute_loss(
         self,
@@ -304,22 +284,23 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
     # Checkpoints -------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._holds_whole_model:
-            restore_weights(self.model, resume_from_checkpoint)
+        whole = self._whole_model()
+        if whole is not None:
+            restore_weights(whole, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if self._holds_whole_model:
-            restore_weights(self.model, self.state.best_model_checkpoint)
+        whole, folder = self._whole_model(), self.state.best_model_checkpoint
+        if whole is not None and folder is not None:
+            restore_weights(whole, folder)
         else:
             super()._load_best_model()
 
-    @property
-    def _holds_whole_model(self) -> bool:
-        """Whether every process has all weights of a plain model: no adapters, nothing sharded."""
+    def _whole_model(self) -> PreTrainedModel | None:
+        """The model, if it has no adapters and every process has all of its weights."""
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return isinstance(self.model, PreTrainedModel) and not sharded
+        return self.model if isinstance(self.model, PreTrainedModel) and not sharded else None
 
     # Logging and evaluation ------------------------------------------------------------------------------------------
 
@@ -350,19 +331,28 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Any, None, None]:
         """Score a batch and keep nothing of it but sums."""
         with torch.no_grad():
             loss, output = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
         self._eval_means.add(output.statistics)
         return loss.detach(), None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """See ``Trainer``; every mean is over items and not over batches, and rows of padding do not count."""
-        result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        result = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
         means = self._eval_means.pop(self.accelerator)
-        result.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
-        return result
+        metrics = {**(result.metrics or {}), **{f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}}
+        return result._replace(metrics=metrics)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not available: there are no logits to return.
@@ -373,65 +363,4 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         raise NotImplementedError(
             "predict() returns logits, and none are kept. For the metrics of a test split call evaluate(split, "
             'metric_key_prefix="test"); for captions call caption_images(model, processor, images)'
-        )
-
-
-def _refuse(arguments: dict[str, Any]) -> None:
-    for name, value in arguments.items():
-        if name not in _REFUSED_ARGUMENTS:
-            raise TypeError(f"ContrastiveCaptionTrainer got an unexpected argument {name!r}")
-        if value is not None:
-            raise ValueError(f"{name} cannot be used with ContrastiveCaptionTrainer: {_REFUSED_ARGUMENTS[name]}")
-
-
-def _check_arguments(args: ContrastiveCaptionConfig, model: Any, reference_model: Any) -> None:
-    if not isinstance(args, ContrastiveCaptionConfig):
-        raise TypeError(f"args must be a ContrastiveCaptionConfig, but is a {type(args).__name__}")
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process, for which Trainer would use nn.DataParallel, and that cuts "
-            "the ragged captions of a batch in the wrong places. Start one process per GPU with `accelerate launch` "
-            "or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES=0"
-        )
-    if reference_model is not None and reference_model is model and not isinstance(model, str):
-        raise ValueError(
-            "model and reference_model are the same object: the reference would be trained along and every log-ratio "
-            "would stay 0. Leave reference_model out to get a frozen copy"
-        )
-
-
-def _captioner(model: Any, processing_class: Any, args: ContrastiveCaptionConfig, argument: str) -> Captioner:
-    """The captioner of a model given as an object or by name."""
-    if isinstance(model, str):
-        arguments = args.model_init_kwargs or {}
-        processing_class = load_processing(model, **arguments) if processing_class is None else processing_class
-        model = load_model(model, **arguments)
-    if processing_class is None:
-        raise ValueError(
-            f"{argument} was given as an object, so its tokenizer and image processor must be given too: pass "
-            "processing_class=(tokenizer, image_processor), or a processor that has both, or give the model by name"
-        )
-    captioner = captioner_for(
-        model,
-        processing_class,
-        packing=args.packing,  # type: ignore[arg-type]  # checked by the config
-        max_logits_bytes=args.max_logits_bytes,
-    )
-    limit, longest = captioner.processor.max_caption_tokens, args.max_caption_tokens
-    if longest is not None and (limit is None or longest < limit):
-        captioner.processor = dataclasses.replace(captioner.processor, max_caption_tokens=longest)
-    return captioner
-
-
-def _data_seed(args: ContrastiveCaptionConfig) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
-
-
-def _check_same_vocabulary(reference_model: Any, target: Captioner) -> None:
-    size = reference_model.get_output_embeddings().weight.shape[0]
-    expected = target.base_model.get_output_embeddings().weight.shape[0]
-    if size != expected:
-        raise ValueError(
-            f"the reference has a vocabulary of {size} and the target one of {expected}, so the target's tokens mean "
-            "nothing to it; pass reference_processing_class=(tokenizer, image_processor) of the reference"
         )

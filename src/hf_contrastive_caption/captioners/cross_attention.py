@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ from hf_contrastive_caption.captioners.vocabulary import log_probs_instead_of_lo
 from hf_contrastive_caption.processing import CaptionProcessor
 
 ENCODER_STATES = "encoder_hidden_states"
+
+logger = logging.getLogger(__name__)
 
 _POSITIONS_AFTER_PADDING = frozenset(
     {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "data2vec-text"}
@@ -60,6 +63,7 @@ class CrossAttentionCaptioner(Captioner):
         self.pad_token_id = _first_given(*padding) or 0
         self.position_limit = position_limit(decoder_config)
         self.position_offset = _position_offset(decoder_config)
+        self._said_too_wide = False
         self._encoder: nn.Module = captioner.encoder
         self._vocabulary: nn.Module = captioner.decoder.get_output_embeddings()
 
@@ -82,7 +86,8 @@ class CrossAttentionCaptioner(Captioner):
         """See :meth:`Captioner.encode`; the states are (n_images, positions, hidden_size)."""
         self._hold_norms()
         with torch.no_grad():
-            return {ENCODER_STATES: self._encoder(**images)[0]}
+            inputs = {name: _to_dtype(value, self.dtype) for name, value in images.items()}
+            return {ENCODER_STATES: self._encoder(**inputs)[0]}
 
     def rows(self, images: Images, captions: CaptionBatch) -> DecoderRows:
         """See :meth:`Captioner.rows`; captions too many for the decoder's positions get rows of their own."""
@@ -90,6 +95,7 @@ class CrossAttentionCaptioner(Captioner):
             rows = self._rows(images, captions, packed=True)
             if self.position_limit is None or rows.input_ids.shape[1] <= self.position_limit:
                 return rows
+            self._say_once_too_wide(rows.input_ids.shape[1])
         return self._rows(images, captions, packed=False)
 
     def prepare(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> dict[str, Any]:
@@ -104,7 +110,8 @@ class CrossAttentionCaptioner(Captioner):
             states = images[ENCODER_STATES]
             states = states if rows.packed else states.index_select(0, captions["image_index"])
             return {**arguments, "encoder_outputs": BaseModelOutput(last_hidden_state=states)}
-        return {**arguments, **images}
+        # Some encoders (Swin) do not cast their pixels to their weights' dtype.
+        return {**arguments, **{name: _to_dtype(value, self.dtype) for name, value in images.items()}}
 
     @contextmanager
     def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> Iterator[None]:
@@ -143,6 +150,18 @@ class CrossAttentionCaptioner(Captioner):
             scores.append(log_softmax_of(logits, ids))
         return torch.cat(scores)
 
+    def _say_once_too_wide(self, width: int) -> None:
+        if not self._said_too_wide:
+            self._said_too_wide = True
+            logger.warning(
+                "%s: the captions of an image have %d tokens together, but the decoder has %s positions; such batches "
+                "are scored with a row per caption, which is exact and slower. A decoder with more positions, or "
+                "fewer captions per image, would pack them",
+                self.name,
+                width,
+                self.position_limit,
+            )
+
     def _rows(self, images: Images, captions: CaptionBatch, *, packed: bool) -> DecoderRows:
         num_images = next(iter(images.values())).shape[0]
         return decoder_rows(captions, num_images, self.start_token_id, self.pad_token_id, packed=packed)
@@ -162,6 +181,10 @@ def _position_offset(decoder_config: PreTrainedConfig) -> int:
         return 0
     padding = _setting(decoder_config, "pad_token_id")
     return (1 if padding is None else padding) + 1
+
+
+def _to_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def _repeat_states(image_index: Tensor) -> Any:

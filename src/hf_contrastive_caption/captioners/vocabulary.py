@@ -133,6 +133,11 @@ class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad.device.type, enabled=False):  # a backward inside an autocast context must not cast
+            return _LinearLogProbs._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets, normalizers = ctx.saved_tensors
         kept, ctx.probs = ctx.probs, None  # written over below; a second backward makes it again
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]

@@ -217,7 +217,8 @@ def _shuffled(rng: random.Random, items: Sequence[T]) -> list[T]:
 def _caption(rng: random.Random, scene: Scene) -> str:
     level = rng.random()
     if level < SHARE_LITTLE:
-        text = _choice(rng, _LITTLE[len(scene.objects) - 1])
+        usual, *others = _LITTLE[len(scene.objects) - 1]
+        text = usual if rng.random() < 0.6 else _choice(rng, others)
     elif level < SHARE_LITTLE + SHARE_COLOURS:
         text = _say_colours(rng, scene)
     else:

@@ -1,0 +1,97 @@
+"""From what a user passes to the trainer to what it works with, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hf_contrastive_caption.captioners import Captioner, captioner_for
+from hf_contrastive_caption.captioners.registry import split_processing_class
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.loading import load_model, load_processing
+from hf_contrastive_caption.reference import FrozenReference, frozen_copy
+
+_REFUSED_ARGUMENTS = {
+    "compute_loss_func": "the objective is the loss; see ContrastiveCaptionConfig(objective=...)",
+    "compute_metrics": "it takes logits, and none are kept; evaluate() reports loss, log-ratios and ranking by itself",
+    "data_collator": "captions are ragged and need the library's own collator; augment images with augment=",
+    "model_init": "the reference is a copy of the model as passed, so the model must be there from the start",
+    "preprocess_logits_for_metrics": "no logits are kept",
+}
+"""Arguments of ``Trainer`` that cannot work here, and why."""
+
+
+def refuse_arguments(arguments: dict[str, Any]) -> None:
+    """Answer arguments of ``Trainer`` that cannot work with the reason, and unknown ones with a TypeError."""
+    for name, value in arguments.items():
+        if name not in _REFUSED_ARGUMENTS:
+            raise TypeError(f"ContrastiveCaptionTrainer got an unexpected argument {name!r}")
+        if value is not None:
+            raise ValueError(f"{name} cannot be used with ContrastiveCaptionTrainer: {_REFUSED_ARGUMENTS[name]}")
+
+
+def check_arguments(args: ContrastiveCaptionConfig, model: Any, reference_model: Any) -> None:
+    """Check what can be checked before anything is loaded."""
+    if not isinstance(args, ContrastiveCaptionConfig):
+        raise TypeError(f"args must be a ContrastiveCaptionConfig, but is a {type(args).__name__}")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process, for which Trainer would use nn.DataParallel, and that "
+            "cuts the ragged captions of a batch in the wrong places. Start one process per GPU with `accelerate "
+            "launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES=0"
+        )
+    if reference_model is not None and reference_model is model and not isinstance(model, str):
+        raise ValueError(
+            "model and reference_model are the same object: the reference would be trained along and every log-ratio "
+            "would stay 0. Leave reference_model out to get a frozen copy"
+        )
+
+
+def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionConfig, argument: str) -> Captioner:
+    """The captioner of a model given as an object or by name."""
+    if isinstance(model, str):
+        arguments = args.model_init_kwargs or {}
+        processing_class = load_processing(model, **arguments) if processing_class is None else processing_class
+        model = load_model(model, **arguments)
+    if processing_class is None:
+        raise ValueError(
+            f"{argument} was given as an object, so its tokenizer and image processor must be given too: pass "
+            "processing_class=(tokenizer, image_processor), or a processor that has both, or give the model by name"
+        )
+    captioner = captioner_for(
+        model,
+        processing_class,
+        packing=args.packing,  # type: ignore[arg-type]  # checked by the config
+        max_logits_bytes=args.max_logits_bytes,
+    )
+    limit, longest = captioner.processor.max_caption_tokens, args.max_caption_tokens
+    if longest is not None and (limit is None or longest < limit):
+        captioner.processor = dataclasses.replace(captioner.processor, max_caption_tokens=longest)
+    return captioner
+
+
+def make_reference(
+    target: Captioner, reference_model: Any, processing_class: Any, args: ContrastiveCaptionConfig
+) -> FrozenReference | None:
+    """The frozen side of the loss: a copy of the target, or the model that was given; none for maximum likelihood."""
+    if args.objective == "mle":
+        if reference_model is not None:
+            raise ValueError("objective='mle' has no reference; leave reference_model out, or use 'contrastive'")
+        return None
+    if reference_model is None:
+        copied = frozen_copy(target.model)
+        return FrozenReference(make_captioner(copied, target.processor, args, "reference_model"))
+    if processing_class is None and not isinstance(reference_model, str):
+        _check_same_vocabulary(reference_model, target)
+        processing_class = split_processing_class(target.processor)
+    return FrozenReference(make_captioner(reference_model, processing_class, args, "reference_model"))
+
+
+def _check_same_vocabulary(reference_model: Any, target: Captioner) -> None:
+    size = reference_model.get_output_embeddings().weight.shape[0]
+    expected = target.base_model.get_output_embeddings().weight.shape[0]
+    if size != expected:
+        raise ValueError(
+            f"the reference has a vocabulary of {size} and the target one of {expected}, so the target's tokens mean "
+            "nothing to it; pass reference_processing_class=(tokenizer, image_processor) of the reference"
+        )
