@@ -127,9 +127,11 @@ def _check_causal(captioner: Captioner, images: Images, captions: CaptionBatch, 
     length = int(captions["lengths"][0])
     if length < 3:
         return
-    changed = captions["input_ids"].clone()
-    changed[length - 2] = (changed[length - 2] + 1) % len(captioner.processor.tokenizer)
-    after = captioner.reference_log_probs(images, CaptionBatch(**{**captions, "input_ids": changed}))
+    ids = captions["input_ids"][:length].clone()
+    ids[length - 2] = (ids[length - 2] + 1) % len(captioner.processor.tokenizer)
+    lengths, image_index = captions["lengths"][:1], captions["image_index"][:1]
+    alone = CaptionBatch(input_ids=ids, lengths=lengths, image_index=image_index)
+    after = captioner.reference_log_probs(images, alone)
     moved = largest_difference(after[: length - 2], plain[: length - 2])
     if moved > _tolerance(captioner):
         raise ValueError(

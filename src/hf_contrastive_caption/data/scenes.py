@@ -55,6 +55,8 @@ SHARE_LITTLE = 0.45
 SHARE_COLOURS = 0.35
 """Share of captions that name colours; all others name sizes and relations too."""
 
+_SHARE_USUAL = 0.6
+_SHARE_BACKGROUND = 0.2
 _SUPERSAMPLING = 8
 _NUMBERS = ("no", "one", "two", "three")
 _POSITIONS = (("top left", "top right"), ("bottom left", "bottom right"))
@@ -218,14 +220,9 @@ def _caption(rng: random.Random, scene: Scene) -> str:
     level = rng.random()
     if level < SHARE_LITTLE:
         usual, *others = _LITTLE[len(scene.objects) - 1]
-        text = usual if rng.random() < 0.6 else _choice(rng, others)
-    elif level < SHARE_LITTLE + SHARE_COLOURS:
-        text = _say_colours(rng, scene)
-    else:
-        text = _say_details(rng, scene)
-    if rng.random() < 0.15:
-        text += f" on a {scene.background} background"
-    return text
+        return usual if rng.random() < _SHARE_USUAL else _choice(rng, others)
+    text = _say_colours(rng, scene) if level < SHARE_LITTLE + SHARE_COLOURS else _say_details(rng, scene)
+    return f"{text} on a {scene.background} background" if rng.random() < _SHARE_BACKGROUND else text
 
 
 def _say_colours(rng: random.Random, scene: Scene) -> str:
