@@ -55,7 +55,7 @@ SHARE_LITTLE = 0.45
 SHARE_COLOURS = 0.35
 """Share of captions that name colours; all others name sizes and relations too."""
 
-_SHARE_USUAL = 0.6
+_SHARE_USUAL = 0.35
 _SHARE_BACKGROUND = 0.2
 _SUPERSAMPLING = 8
 _NUMBERS = ("no", "one", "two", "three")

@@ -32,7 +32,7 @@ class DemoSettings:
     train_images: int = 6000
     validation_images: int = 500
     test_images: int = 500
-    reference_steps: int = 1500
+    reference_steps: int = 1200
     steps: int = 400
     num_negatives: int = 5
     batch_size: int = 64
