@@ -10,9 +10,22 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoTokenizer, TrainerCallback, VisionEncoderDecoderModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    HfArgumentParser,
+    TrainerCallback,
+    VisionEncoderDecoderModel,
+)
 
-from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer
+from hf_contrastive_caption import (
+    ContrastiveCaptionConfig,
+    ContrastiveCaptionDataset,
+    ContrastiveCaptionTrainer,
+    captioner_for,
+)
+from hf_contrastive_caption.loading import restore_weights
 from tests import tiny
 
 
@@ -297,7 +310,7 @@ def test_skipped_images_are_counted(tmp_path: Path) -> None:
         ("remove_unused_columns", True, "drops the others"),
         ("train_sampling_strategy", "group_by_length", "keyed permutation"),
         ("include_num_input_tokens_seen", "all", "ragged"),
-        ("num_negatives", 0, "num_negatives must be at least 1, but is 0"),
+        ("num_negatives", 0, "num_negatives must be a whole number of at least 1, but is 0"),
         ("noise_ratio", 0.0, "noise_ratio must be above 0"),
         ("noise_ratio", math.nan, "noise_ratio must be above 0"),
         ("beta", -1.0, "beta must be above 0"),
@@ -396,3 +409,81 @@ def test_augmentation_is_for_training_only_and_keyed(tmp_path: Path) -> None:
     plain = trainer(tmp_path, options={"max_steps": 1})
     plain.train()
     assert logged(plain, "positive_log_prob") != losses[0]
+
+
+def test_dropout_comes_back_after_training(tmp_path: Path) -> None:
+    model = tiny.captioner_model(dropout=0.3)
+    run = trainer(tmp_path, model, options={"max_steps": 1})
+    assert model.decoder.transformer.drop.p == 0.3  # a trainer that was only made changes nothing
+    run.train()
+    assert model.decoder.transformer.drop.p == 0.3
+
+
+def test_a_swin_encoder_in_bfloat16_passes_the_noise_check(tmp_path: Path) -> None:
+    run = trainer(tmp_path, tiny.captioner_model(encoder="swin").bfloat16(), options={"max_steps": 1})
+    run.train()
+    assert len(logged(run, "loss")) == 1
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + 0.1 * torch.randn_like(values) if self.training else values
+
+
+def test_noise_that_no_rate_switches_off_is_an_error(tmp_path: Path) -> None:
+    model = tiny.captioner_model()
+    model.decoder.transformer.drop = Noisy()
+    with pytest.raises(ValueError, match=r"differ by \d.*still draws random numbers"):
+        trainer(tmp_path, model).train()
+
+
+def test_shared_weights_are_refused(tmp_path: Path) -> None:
+    model, other = tiny.captioner_model(), tiny.captioner_model(seed=1)
+    other.encoder = model.encoder
+    with pytest.raises(ValueError, match="share .* weights"):
+        trainer(tmp_path, model, reference_model=other)
+    with pytest.raises(ValueError, match="nothing to train"):
+        trainer(tmp_path, tiny.captioner_model().requires_grad_(False))
+
+
+def test_a_data_set_made_for_another_trainer_is_refused(tmp_path: Path) -> None:
+    processor = captioner_for(tiny.captioner_model(), tiny.processing()).processor
+    data: Any = ContrastiveCaptionDataset(tiny.caption_dataset(), [processor], num_negatives=5)
+    run = trainer(tmp_path, data=data, options={"num_negatives": 5, "max_steps": 1})
+    run.train()
+    for options in ({"num_negatives": 2}, {"objective": "mle"}):
+        with pytest.raises(ValueError, match="draws 5 negatives"):
+            trainer(tmp_path, data=data, options=options)
+    with pytest.raises(ValueError, match="another tokenizer, end token or longest caption"):
+        trainer(tmp_path, data=data, options={"num_negatives": 5, "max_caption_tokens": 5})
+
+
+def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
+    model = tiny.captioner_model()
+    model.save_pretrained(tmp_path / "whole")
+    file = tmp_path / "whole" / "model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(name for name in tensors if name.endswith("mlp.c_fc.weight")))
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing keys: decoder\.transformer\.h\.0\.mlp\.c_fc\.weight"):
+        restore_weights(model, str(tmp_path / "whole"))
+    with pytest.raises(ValueError, match="no checkpoint folder"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+
+
+def test_an_evaluation_of_nothing_is_an_error(tmp_path: Path) -> None:
+    data = tiny.caption_dataset(3).cast_column("image", tiny.ImageFeature(decode=False))
+    rows = [{**row, "image": {"bytes": b"no image %d" % place, "path": None}} for place, row in enumerate(data)]
+    broken = Dataset.from_list(rows, features=data.features).cast_column("image", tiny.ImageFeature())
+    run = trainer(tmp_path, options={"on_bad_image": "skip"})
+    with pytest.raises(ValueError, match="none of its images opens"):
+        run.evaluate(broken)
+    assert run.evaluate(tiny.caption_dataset(3))["eval_skipped_images"] == 0
+
+
+def test_the_arguments_can_be_parsed(tmp_path: Path) -> None:
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "--num_negatives", "3", "--captions_per_image", "2"]
+    words += ["--model_init_kwargs", '{"revision": "x"}', "--report_to", "none"]
+    (parsed,) = HfArgumentParser(ContrastiveCaptionConfig).parse_args_into_dataclasses(words)
+    assert (parsed.num_negatives, parsed.captions_per_image) == (3, 2)
+    assert parsed.model_init_kwargs == {"revision": "x"}

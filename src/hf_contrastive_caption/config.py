@@ -51,6 +51,9 @@ REFUSED_OPTIONS: dict[str, str] = {
 }
 """Inherited options that cannot work here, and why. Each is refused when it is set to anything but its default."""
 
+_OFF: tuple[Any, ...] = (None, False, 0, "no", [])
+"""What means "do not" where not doing it is the default; a command line parser may give another of them."""
+
 
 @dataclass
 class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
@@ -79,9 +82,11 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         max_caption_tokens: Longest caption in tokens, the end token included; the decoder's positions if not given.
         packing: How captions are laid out, ``"auto"``, ``"packed"`` or ``"repeated"``; see :class:`Captioner`.
         max_logits_bytes: Largest size of the logits that are held at one time.
-        model_init_kwargs: Arguments of ``from_pretrained`` for a model given by name. Weights are loaded as float32
-            unless this says another dtype.
+        model_init_kwargs: Arguments of ``from_pretrained`` for a ``model`` given by name (not for the reference).
+            Weights are loaded as float32 unless this says another dtype.
     """
+
+    _VALID_DICT_FIELDS = [*Seq2SeqTrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
@@ -105,7 +110,9 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     max_caption_tokens: int | None = field(default=None, metadata={"help": "Longest caption in tokens."})
     packing: str = field(default="auto", metadata={"help": "'auto', 'packed' or 'repeated'."})
     max_logits_bytes: int = field(default=DEFAULT_MAX_LOGITS_BYTES, metadata={"help": "Bytes of logits held at once."})
-    model_init_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "For from_pretrained."})
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For from_pretrained of the model; JSON on a command line."}
+    )
 
     def __post_init__(self) -> None:
         """Check the arguments, once.
@@ -138,7 +145,9 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         defaults = {f.name: f.default for f in fields(self)}
         defaults |= {f.name: f.default_factory() for f in fields(self) if f.default_factory is not MISSING}
         for name, reason in REFUSED_OPTIONS.items():
-            if name in defaults and getattr(self, name) != defaults[name]:
+            value = getattr(self, name)
+            off = any(value is nothing or value == nothing for nothing in _OFF)
+            if name in defaults and value != defaults[name] and not (off and defaults[name] in _OFF):
                 raise ValueError(f"{name}={getattr(self, name)!r} cannot be used for contrastive captioning: {reason}")
 
     def _check_own(self) -> None:
@@ -151,13 +160,11 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}")
-        if self.captions_per_image != "all":
-            if isinstance(self.captions_per_image, str) and self.captions_per_image.isdecimal():
-                self.captions_per_image = int(self.captions_per_image)
-            if not isinstance(self.captions_per_image, int):
-                raise ValueError(
-                    f"captions_per_image is {self.captions_per_image!r}, but must be a whole number or 'all'"
-                )
+        per_image = self.captions_per_image
+        if isinstance(per_image, str) and per_image.isdecimal():
+            self.captions_per_image = int(per_image)
+        elif isinstance(per_image, str) and per_image != "all":
+            raise ValueError(f"captions_per_image is {per_image!r}, but must be a whole number or 'all'")
         smallest = {
             "num_negatives": 1,
             "captions_per_image": 1,
@@ -167,8 +174,10 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         }
         for name, least in smallest.items():
             value = getattr(self, name)
-            if value is not None and value != "all" and value < least:
-                raise ValueError(f"{name} must be at least {least}, but is {value}")
+            if value is None or (name == "captions_per_image" and value == "all"):
+                continue
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, but is {value!r}")
         for name in ("noise_ratio", "beta"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(

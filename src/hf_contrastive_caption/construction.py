@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 from typing import Any
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
@@ -10,6 +12,8 @@ from hf_contrastive_caption.captioners.registry import split_processing_class
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.loading import load_model, load_processing
 from hf_contrastive_caption.reference import FrozenReference, frozen_copy
+
+logger = logging.getLogger(__name__)
 
 _REFUSED_ARGUMENTS = {
     "compute_loss_func": "the objective is the loss; see ContrastiveCaptionConfig(objective=...)",
@@ -30,7 +34,9 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
             raise ValueError(f"{name} cannot be used with ContrastiveCaptionTrainer: {_REFUSED_ARGUMENTS[name]}")
 
 
-def check_arguments(args: ContrastiveCaptionConfig, model: Any, reference_model: Any) -> None:
+def check_arguments(
+    args: ContrastiveCaptionConfig, model: Any, reference_model: Any, reference_processing_class: Any
+) -> None:
     """Check what can be checked before anything is loaded."""
     if not isinstance(args, ContrastiveCaptionConfig):
         raise TypeError(f"args must be a ContrastiveCaptionConfig, but is a {type(args).__name__}")
@@ -45,12 +51,21 @@ def check_arguments(args: ContrastiveCaptionConfig, model: Any, reference_model:
             "model and reference_model are the same object: the reference would be trained along and every log-ratio "
             "would stay 0. Leave reference_model out to get a frozen copy"
         )
+    if reference_model is None and reference_processing_class is not None:
+        raise ValueError(
+            "reference_processing_class was given without a reference_model; a reference that is a copy of the model "
+            "reads captions and images as the model does"
+        )
 
 
 def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionConfig, argument: str) -> Captioner:
     """The captioner of a model given as an object or by name."""
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
     if isinstance(model, str):
-        arguments = args.model_init_kwargs or {}
+        arguments: dict[str, Any] = {}
+        if argument == "model" and isinstance(args.model_init_kwargs, dict):
+            arguments = args.model_init_kwargs
         processing_class = load_processing(model, **arguments) if processing_class is None else processing_class
         model = load_model(model, **arguments)
     if processing_class is None:
@@ -65,6 +80,8 @@ def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionCo
         max_logits_bytes=args.max_logits_bytes,
     )
     limit, longest = captioner.processor.max_caption_tokens, args.max_caption_tokens
+    if longest is not None and limit is not None and longest > limit and argument == "model":
+        logger.warning("max_caption_tokens=%d is more than the decoder's %d positions, which hold", longest, limit)
     if longest is not None and (limit is None or longest < limit):
         captioner.processor = dataclasses.replace(captioner.processor, max_caption_tokens=longest)
     return captioner
@@ -81,10 +98,23 @@ def make_reference(
     if reference_model is None:
         copied = frozen_copy(target.model)
         return FrozenReference(make_captioner(copied, target.processor, args, "reference_model"))
-    if processing_class is None and not isinstance(reference_model, str):
+    if processing_class is None and not isinstance(reference_model, (str, os.PathLike)):
         _check_same_vocabulary(reference_model, target)
         processing_class = split_processing_class(target.processor)
-    return FrozenReference(make_captioner(reference_model, processing_class, args, "reference_model"))
+    captioner = make_captioner(reference_model, processing_class, args, "reference_model")
+    _check_nothing_shared(captioner, target)
+    return FrozenReference(captioner)
+
+
+def _check_nothing_shared(reference: Captioner, target: Captioner) -> None:
+    own = {id(weight) for weight in target.model.parameters()}
+    shared = [name for name, weight in reference.model.named_parameters() if id(weight) in own]
+    if shared:
+        raise ValueError(
+            f"model and reference_model share {len(shared)} weights ({', '.join(shared[:3])}, ...), which cannot be "
+            "trained and frozen at once. Pass copy.deepcopy of one of them, or leave reference_model out to get a "
+            "frozen copy"
+        )
 
 
 def _check_same_vocabulary(reference_model: Any, target: Captioner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -58,7 +59,14 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
         folder: A folder written by ``save_pretrained``.
 
     Raises:
-        RuntimeError: If a weight is missing or has another shape.
+        ValueError: If there is no such folder, or a weight is missing, unknown, or has another shape.
     """
-    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    if not os.path.isdir(folder):
+        raise ValueError(f"there is no checkpoint folder {folder!r}; a run writes them as OUTPUT_DIR/checkpoint-STEP")
+    loaded: Any = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    saved, found = loaded
+    wrong = {kind: sorted(map(str, found[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(wrong.values()):  # from_pretrained fills what is missing with random numbers
+        told = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys)
+        raise ValueError(f"the weights in {folder} are not those of this {type(model).__name__}: {told}")
     model.load_state_dict(saved.state_dict(), strict=True)

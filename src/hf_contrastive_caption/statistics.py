@@ -23,6 +23,10 @@ class RunningMeans:
             pair = torch.stack([total.detach().double().reshape(()), weight.detach().double().reshape(())])  # (2,)
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._sums = {}
+
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all processes since the last call; names whose weight is 0 are left out.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import datasets
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import largest_difference
@@ -45,7 +46,8 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
             column, a list of strings, or several columns), or a data set made of one by the library.
         eval_dataset: The same, or a dict of them.
         reference_model: The reference. ``None`` is a frozen copy of ``model`` as passed; else any captioner or its
-            name, also of another kind with a tokenizer of its own.
+            name, also of another kind with a tokenizer of its own. An object is not copied but frozen in place, and
+            its dropout is switched off.
         processing_class: Tokenizer and image processor of the target: a pair, or a processor that has both. Not needed
             for a model given by name.
         reference_processing_class: The same for the reference; not needed if it shares the target's or is given by
@@ -85,7 +87,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
     ) -> None:
         refuse_arguments(refused)
         args = ContrastiveCaptionConfig(output_dir="contrastive-caption") if args is None else args
-        check_arguments(args, model, reference_model)
+        check_arguments(args, model, reference_model, reference_processing_class)
         self.augment = augment
         self.captioner = make_captioner(model, processing_class, args, "model")
         self.reference = make_reference(self.captioner, reference_model, reference_processing_class, args)
@@ -93,6 +95,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         self._processors = self._distinct_processors()
         self._train_means, self._eval_means = RunningMeans(), RunningMeans()
         self._skipped_images, self._newly_skipped = 0, torch.zeros((), dtype=torch.long)
+        self._eval_skipped = torch.zeros((), dtype=torch.long)
         self._checked_noise = False
         super().__init__(
             model=self.captioner.model,
@@ -134,8 +137,10 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
 
     def _caption_data(self, dataset: Any, args: ContrastiveCaptionConfig, *, evaluation: bool) -> Any:
         """Turn a data set with images and captions into one with positives and negatives."""
-        if dataset is None or isinstance(dataset, (ContrastiveCaptionDataset, ContrastiveCaptionStream)):
-            return dataset
+        if dataset is None:
+            return None
+        if isinstance(dataset, (ContrastiveCaptionDataset, ContrastiveCaptionStream)):
+            return self._checked(dataset, args)
         options: dict[str, Any] = {
             "num_negatives": self._num_negatives(args),
             "seed": args.draw_seed,
@@ -152,7 +157,30 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
             options |= {"reservoir_size": args.reservoir_size, "pad_to": batch_size * args.world_size}
             return ContrastiveCaptionStream(dataset, self._processors, **options)
         with args.main_process_first(desc="tokenizing captions"):
-            return ContrastiveCaptionDataset(dataset, self._processors, num_proc=args.dataset_num_proc, **options)
+            data = ContrastiveCaptionDataset(dataset, self._processors, num_proc=args.dataset_num_proc, **options)
+        if len(set(data.n_cut)) > 1:
+            logger.warning(
+                "%d captions are cut for the target and %d for the reference, so their log-ratios compare different "
+                "texts; raise max_caption_tokens, or leave such captions out",
+                *data.n_cut,
+            )
+        return data
+
+    def _checked(self, data: CaptionData, args: ContrastiveCaptionConfig) -> CaptionData:
+        """A data set made by the user, if it fits the trainer."""
+        wanted = self._num_negatives(args)
+        if data.num_negatives != wanted:
+            raise ValueError(
+                f"the data set draws {data.num_negatives} negatives for each positive, but objective="
+                f"{args.objective!r} with num_negatives={args.num_negatives} takes {wanted}; make both the same"
+            )
+        texts = [processor.text_fingerprint() for processor in data.processors]
+        if texts != [processor.text_fingerprint() for processor in self._processors]:
+            raise ValueError(
+                "the data set was made with another tokenizer, end token or longest caption than the trainer's; make "
+                "it with captioner_for(model, processing_class).processor (and the reference's, if it has its own)"
+            )
+        return data
 
     def _evaluation_data(self, dataset: Any, args: ContrastiveCaptionConfig) -> Any:
         if isinstance(dataset, dict):
@@ -168,15 +196,28 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         unused = self.captioner.freeze_unused()
         if unused:
             logger.info("frozen because no gradient ever reaches them: %s", ", ".join(unused))
-        if self.args.objective == "contrastive":
-            rates = self.captioner.make_deterministic()
+        if self.train_dataset is not None and not any(
+            weight.requires_grad for weight in self.captioner.model.parameters()
+        ):
+            raise ValueError(
+                "no weight of the model takes a gradient, so there is nothing to train; call requires_grad_(True) on "
+                "what shall be trained, or load an adapter with is_trainable=True"
+            )
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """See ``Trainer``. With a reference, all dropout is off until the training ends."""
+        self._train_means.clear()
+        self._skipped_images, self._newly_skipped = 0, torch.zeros((), dtype=torch.long)
+        quiet: AbstractContextManager[dict[str, float]] = self.captioner.deterministic()
+        with nullcontext({}) if self.reference is None else quiet as rates:
             if rates:
                 logger.info(
                     "dropout is off while the log-ratio to the reference is trained (%d rates set to 0, the largest "
-                    "%g, those of adapters included); the saved config keeps them",
+                    "%g, those of adapters included)",
                     len(rates),
                     max(rates.values()),
                 )
+            return super().train(*args, **kwargs)
 
     # Data ----------------------------------------------------------------------------------------------------------
 
@@ -237,7 +278,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         with self.accelerator.autocast():
             output = self.objective(self.captioner, model, inputs)
             if model.training and not self._checked_noise:
-                self._check_noise(model, inputs, output)
+                self._check_noise(model, inputs)
         if not torch.isfinite(output.loss):
             raise FloatingPointError(self._describe(inputs, output))
         # DDP averages gradients over processes, and the sum over items is what is wanted.
@@ -248,15 +289,18 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
             self._newly_skipped = self._newly_skipped + inputs["skipped"].sum().cpu()
         return (loss, output) if return_outputs else loss
 
-    def _check_noise(self, model: nn.Module, inputs: Batch, output: ObjectiveOutput) -> None:
-        """Two forwards of one batch in training mode must agree."""
+    def _check_noise(self, model: nn.Module, inputs: Batch) -> None:
+        """Two forwards of one batch in training mode must agree.
+
+        Both without gradients: in bfloat16 some encoders (Swin) choose other kernels when there are gradients.
+        """
         self._checked_noise = True
         if self.reference is None:
             return
         with torch.no_grad():
-            again = self.captioner.log_probs(model, inputs["images"], inputs["captions"])
-        noise = largest_difference(again, output.log_probs.detach())
-        if noise > 1e-3 + 1e-5 * float(output.log_probs.detach().abs().max()):
+            first, again = (self.captioner.log_probs(model, inputs["images"], inputs["captions"]) for _ in range(2))
+        noise = largest_difference(again, first)
+        if noise > 1e-3 + 1e-5 * float(first.abs().max()):
             raise ValueError(
                 f"two forwards of {type(self.captioner.base_model).__name__} with the same input in training mode "
                 f"differ by {noise:.2g} nats: something in the model still draws random numbers or uses statistics of "
@@ -320,7 +364,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         newly = torch.as_tensor(self._newly_skipped, device=self.args.device)
         self._skipped_images += int(self.accelerator.reduce(newly, reduction="sum"))
         self._newly_skipped = torch.zeros((), dtype=torch.long)
-        if self._skipped_images and not before:
+        if self._skipped_images and not before:  # once
             logger.warning("images that do not open are skipped; skipped_images in the log counts them")
         return self._skipped_images
 
@@ -336,6 +380,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         with torch.no_grad():
             loss, output = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
         self._eval_means.add(output.statistics)
+        self._eval_skipped = self._eval_skipped + inputs["skipped"].sum().cpu()
         return loss.detach(), None, None
 
     def evaluation_loop(
@@ -347,10 +392,17 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """See ``Trainer``; every mean is over items and not over batches, and rows of padding do not count."""
+        self._eval_means.clear()
+        self._eval_skipped = torch.zeros((), dtype=torch.long)
         result = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
         means = self._eval_means.pop(self.accelerator)
+        if "loss" not in means:
+            raise ValueError("nothing was evaluated: the data set has no rows, or none of its images opens")
+        if self.args.on_bad_image == "skip":
+            skipped = self._eval_skipped.to(self.args.device)
+            means["skipped_images"] = int(self.accelerator.reduce(skipped, reduction="sum"))
         metrics = {**(result.metrics or {}), **{f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}}
         return result._replace(metrics=metrics)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,12 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from transformers.utils.generic import ModelOutput
 
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
-from hf_contrastive_caption.captioners.determinism import disable_dropout, evaluation_mode, norms_with_statistics
+from hf_contrastive_caption.captioners.determinism import (
+    disable_dropout,
+    evaluation_mode,
+    norms_with_statistics,
+    restore_dropout,
+)
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
 from hf_contrastive_caption.captioners.verification import probe, verify
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
@@ -176,6 +182,17 @@ class Captioner(ABC):
         """
         self._frozen_norms = norms_with_statistics(self.model)
         return disable_dropout(self.model)
+
+    @contextmanager
+    def deterministic(self) -> Iterator[dict[str, float]]:
+        """As :meth:`make_deterministic`, and back to what it was at the end."""
+        norms = self._frozen_norms
+        rates = self.make_deterministic()
+        try:
+            yield rates
+        finally:
+            restore_dropout(self.model, rates)
+            self._frozen_norms = norms
 
     def freeze_unused(self) -> list[str]:
         """Freeze the weights that no gradient ever reaches, such as the pooler of a vision encoder.

@@ -244,6 +244,14 @@ def _end_token_id(model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokeniz
         tokenizer.sep_token_id,
     )
     assert end is not None
+    if tokenizer.eos_token_id not in (None, end):
+        logger.warning(
+            "captions end with token %d, where %s stops generating, although the tokenizer's eos_token is %d; set "
+            "eos_token_id of model.generation_config if that is not meant",
+            end,
+            type(model).__name__,
+            tokenizer.eos_token_id,
+        )
     return end
 
 

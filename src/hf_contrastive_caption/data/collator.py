@@ -73,7 +73,9 @@ class CaptionCollator:
             batch["reference_captions"] = _captions([example.tokens[1] for example in examples])
         batch["rows"] = torch.tensor([example.row for example in examples], dtype=torch.int64)
         batch["weights"] = torch.tensor(weights, dtype=torch.float32)
-        batch["skipped"] = torch.tensor(skipped, dtype=torch.bool)
+        # A row that only fills the batch up was counted where it stands for itself.
+        counted = [skip and example.weight > 0 for example, skip in zip(examples, skipped, strict=True)]
+        batch["skipped"] = torch.tensor(counted, dtype=torch.bool)
         return batch
 
     def _check(self, examples: Sequence[CaptionExample]) -> None:

@@ -83,6 +83,7 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         if dataset.format["type"] == "custom":
             logger.warning("The transform of the data set is not run; use augment for transforms of images.")
         self.columns = find_columns(dataset.features, image_column, caption_columns, image_id_column)
+        self.processors = tuple(processors)
         self.num_negatives = num_negatives
         self.seed = seed
         self.captions_per_image = captions_per_image

@@ -101,7 +101,8 @@ def check_num_negatives(num_negatives: int) -> None:
     if num_negatives < 1:
         raise ValueError(
             f"num_negatives={num_negatives}: every caption needs at least 1 negative (the paper has 5). For training "
-            "by maximum likelihood, without negatives, use ContrastiveCaptionDataset(..., num_negatives=0)."
+            "by maximum likelihood, without negatives, use ContrastiveCaptionConfig(objective='mle') in the trainer, "
+            "or ContrastiveCaptionDataset(..., num_negatives=0) by itself."
         )
 
 
@@ -156,5 +157,5 @@ def _no_negative_message(index: CaptionIndex, caption: int, image: np.uint64, te
     return (
         f"No negatives can be drawn from this data set: {reason}. A negative is a caption of another image (by the "
         "image-id column, or the bytes of the image) with another text. Add images with other captions, check "
-        "image_id_column, or train without negatives (num_negatives=0)."
+        "image_id_column, or train without negatives (objective='mle')."
     )
