@@ -1,4 +1,4 @@
-"""The trainer: what it optimises, what it logs, what it saves, what it refuses."""
+"""The trainer: what it optimises, what it logs, what it saves."""
 
 from __future__ import annotations
 
@@ -14,48 +14,16 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
-    HfArgumentParser,
     TrainerCallback,
     VisionEncoderDecoderModel,
 )
 
 from hf_contrastive_caption import (
-    ContrastiveCaptionConfig,
-    ContrastiveCaptionDataset,
     ContrastiveCaptionTrainer,
-    captioner_for,
 )
 from hf_contrastive_caption.loading import restore_weights
 from tests import tiny
-
-
-def arguments(folder: Path, **options: Any) -> ContrastiveCaptionConfig:
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "report_to": "none",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "per_device_train_batch_size": 4,
-        "num_negatives": 3,
-        "max_steps": 2,
-        "disable_tqdm": True,
-        "learning_rate": 1e-3,
-    }
-    return ContrastiveCaptionConfig(**{**settings, **options})
-
-
-def trainer(
-    folder: Path, model: Any = None, data: Dataset | None = None, options: dict[str, Any] | None = None, **kwargs: Any
-) -> ContrastiveCaptionTrainer:
-    model = tiny.captioner_model() if model is None else model
-    data = tiny.caption_dataset() if data is None else data
-    kwargs = {"processing_class": tiny.processing(), "train_dataset": data, **kwargs}
-    return ContrastiveCaptionTrainer(model=model, args=arguments(folder, **(options or {})), **kwargs)
-
-
-def logged(run: ContrastiveCaptionTrainer, name: str) -> list[float]:
-    return [entry[name] for entry in run.state.log_history if name in entry]
+from tests.training import arguments, logged, trainer
 
 
 class Gradients(TrainerCallback):
@@ -259,21 +227,6 @@ def test_bf16_autocast_scores_in_float32(tmp_path: Path) -> None:
     assert all(weight.dtype == torch.float32 for weight in run.model.parameters())
 
 
-def test_a_reference_with_its_own_vocabulary(tmp_path: Path) -> None:
-    words = tiny.tokenizer()
-    words.add_tokens(["zebra"])
-    other = tiny.captioner_model(seed=1, vocab_size=tiny.VOCABULARY_SIZE + 1)
-    run = trainer(
-        tmp_path, reference_model=other, reference_processing_class=(words, tiny.image_processor(32)), options={}
-    )
-    batch = next(iter(run.get_train_dataloader()))
-    assert "reference_captions" in batch and "reference_images" not in batch
-    run.train()
-    assert logged(run, "loss")[0] > 1.5  # an unrelated reference does not cancel
-    with pytest.raises(ValueError, match="vocabulary of 65|vocabulary of"):
-        trainer(tmp_path, reference_model=tiny.captioner_model(vocab_size=tiny.VOCABULARY_SIZE + 1))
-
-
 class NotANumber(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step == 1:
@@ -296,60 +249,6 @@ def test_skipped_images_are_counted(tmp_path: Path) -> None:
     assert logged(run, "skipped_images")[-1] == 2  # two epochs of eight rows
     with pytest.raises(Exception, match="Row 3"):
         trainer(tmp_path, data=broken, options={"max_steps": 4}).train()
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("predict_with_generate", True, "caption_images"),
-        ("auto_find_batch_size", True, "gradient_accumulation_steps"),
-        ("neftune_noise_alpha", 5.0, "noise"),
-        ("use_liger_kernel", True, "fused"),
-        ("label_smoothing_factor", 0.1, "log-ratio"),
-        ("torch_compile", True, "hooks"),
-        ("remove_unused_columns", True, "drops the others"),
-        ("train_sampling_strategy", "group_by_length", "keyed permutation"),
-        ("include_num_input_tokens_seen", "all", "ragged"),
-        ("num_negatives", 0, "num_negatives must be a whole number of at least 1, but is 0"),
-        ("noise_ratio", 0.0, "noise_ratio must be above 0"),
-        ("noise_ratio", math.nan, "noise_ratio must be above 0"),
-        ("beta", -1.0, "beta must be above 0"),
-        ("objective", "dpo", "must be one of contrastive, mle"),
-        ("captions_per_image", "some", "whole number or 'all'"),
-        ("captions_per_image", 0, "at least 1"),
-        ("max_caption_tokens", 1, "at least 2"),
-        ("accelerator_config", {"dispatch_batches": True}, "ragged"),
-    ],
-)
-def test_options_that_cannot_work_are_refused_with_the_reason(
-    tmp_path: Path, option: str, value: Any, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, **{option: value})
-
-
-@pytest.mark.parametrize("argument", ["compute_metrics", "data_collator", "compute_loss_func", "model_init"])
-def test_arguments_that_cannot_work_are_refused_with_the_reason(tmp_path: Path, argument: str) -> None:
-    with pytest.raises(ValueError, match=f"{argument} cannot be used"):
-        trainer(tmp_path, **{argument: print})
-
-
-def test_other_wrong_uses(tmp_path: Path) -> None:
-    model = tiny.captioner_model()
-    with pytest.raises(ValueError, match="same object"):
-        trainer(tmp_path, model, reference_model=model)
-    with pytest.raises(ValueError, match="tokenizer and image processor must be given"):
-        trainer(tmp_path, processing_class=None)
-    with pytest.raises(ValueError, match="has no reference"):
-        trainer(tmp_path, reference_model=tiny.captioner_model(), options={"objective": "mle"})
-    with pytest.raises(TypeError, match="unexpected argument 'teacher'"):
-        trainer(tmp_path, teacher=1)
-    with pytest.raises(NotImplementedError, match="metric_key_prefix"):
-        trainer(tmp_path).predict(None)
-    several = arguments(tmp_path)
-    several._n_gpu = 2
-    with pytest.raises(ValueError, match="DataParallel"):
-        ContrastiveCaptionTrainer(model=model, args=several, processing_class=tiny.processing())
 
 
 def test_a_stream_trains_and_evaluates(tmp_path: Path) -> None:
@@ -437,27 +336,6 @@ def test_noise_that_no_rate_switches_off_is_an_error(tmp_path: Path) -> None:
         trainer(tmp_path, model).train()
 
 
-def test_shared_weights_are_refused(tmp_path: Path) -> None:
-    model, other = tiny.captioner_model(), tiny.captioner_model(seed=1)
-    other.encoder = model.encoder
-    with pytest.raises(ValueError, match="share .* weights"):
-        trainer(tmp_path, model, reference_model=other)
-    with pytest.raises(ValueError, match="nothing to train"):
-        trainer(tmp_path, tiny.captioner_model().requires_grad_(False))
-
-
-def test_a_data_set_made_for_another_trainer_is_refused(tmp_path: Path) -> None:
-    processor = captioner_for(tiny.captioner_model(), tiny.processing()).processor
-    data: Any = ContrastiveCaptionDataset(tiny.caption_dataset(), [processor], num_negatives=5)
-    run = trainer(tmp_path, data=data, options={"num_negatives": 5, "max_steps": 1})
-    run.train()
-    for options in ({"num_negatives": 2}, {"objective": "mle"}):
-        with pytest.raises(ValueError, match="draws 5 negatives"):
-            trainer(tmp_path, data=data, options=options)
-    with pytest.raises(ValueError, match="another tokenizer, end token or longest caption"):
-        trainer(tmp_path, data=data, options={"num_negatives": 5, "max_caption_tokens": 5})
-
-
 def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
     model = tiny.captioner_model()
     model.save_pretrained(tmp_path / "whole")
@@ -479,11 +357,3 @@ def test_an_evaluation_of_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none of its images opens"):
         run.evaluate(broken)
     assert run.evaluate(tiny.caption_dataset(3))["eval_skipped_images"] == 0
-
-
-def test_the_arguments_can_be_parsed(tmp_path: Path) -> None:
-    words = ["--output_dir", str(tmp_path), "--use_cpu", "--num_negatives", "3", "--captions_per_image", "2"]
-    words += ["--model_init_kwargs", '{"revision": "x"}', "--report_to", "none"]
-    (parsed,) = HfArgumentParser(ContrastiveCaptionConfig).parse_args_into_dataclasses(words)
-    assert (parsed.num_negatives, parsed.captions_per_image) == (3, 2)
-    assert parsed.model_init_kwargs == {"revision": "x"}

@@ -18,6 +18,7 @@ TESTS = [
     "tests/captioners",
     "tests/data",
     "tests/test_trainer.py",
+    "tests/test_construction.py",
 ]
 
 

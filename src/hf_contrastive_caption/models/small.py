@@ -174,6 +174,13 @@ def small_captioner(
         model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
     if encoder.pooler is not None:
         encoder.pooler.requires_grad_(False)
+    _set_tokens(model, start, end, pad, num_positions)
+    model.train()
+    return model
+
+
+def _set_tokens(model: VisionEncoderDecoderModel, start: int, end: int, pad: int, num_positions: int) -> None:
+    """Tell the config, for training, and ``generate`` which tokens open, close and fill a caption."""
     model.config.decoder_start_token_id = start
     model.config.eos_token_id = end
     model.config.pad_token_id = pad
@@ -185,8 +192,6 @@ def small_captioner(
         num_beams=NUM_BEAMS,
         max_new_tokens=min(MAX_NEW_TOKENS, num_positions),
     )
-    model.train()
-    return model
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:

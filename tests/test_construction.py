@@ -1,0 +1,119 @@
+"""What the trainer is made of: options, models and data that fit together, and those that are refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import (
+    HfArgumentParser,
+)
+
+from hf_contrastive_caption import (
+    ContrastiveCaptionConfig,
+    ContrastiveCaptionDataset,
+    ContrastiveCaptionTrainer,
+    captioner_for,
+)
+from tests import tiny
+from tests.training import arguments, logged, trainer
+
+
+def test_a_reference_with_its_own_vocabulary(tmp_path: Path) -> None:
+    words = tiny.tokenizer()
+    words.add_tokens(["zebra"])
+    other = tiny.captioner_model(seed=1, vocab_size=tiny.VOCABULARY_SIZE + 1)
+    run = trainer(
+        tmp_path, reference_model=other, reference_processing_class=(words, tiny.image_processor(32)), options={}
+    )
+    batch = next(iter(run.get_train_dataloader()))
+    assert "reference_captions" in batch and "reference_images" not in batch
+    run.train()
+    assert logged(run, "loss")[0] > 1.5  # an unrelated reference does not cancel
+    with pytest.raises(ValueError, match="vocabulary of 65|vocabulary of"):
+        trainer(tmp_path, reference_model=tiny.captioner_model(vocab_size=tiny.VOCABULARY_SIZE + 1))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("predict_with_generate", True, "caption_images"),
+        ("auto_find_batch_size", True, "gradient_accumulation_steps"),
+        ("neftune_noise_alpha", 5.0, "noise"),
+        ("use_liger_kernel", True, "fused"),
+        ("label_smoothing_factor", 0.1, "log-ratio"),
+        ("torch_compile", True, "hooks"),
+        ("remove_unused_columns", True, "drops the others"),
+        ("train_sampling_strategy", "group_by_length", "keyed permutation"),
+        ("include_num_input_tokens_seen", "all", "ragged"),
+        ("num_negatives", 0, "num_negatives must be a whole number of at least 1, but is 0"),
+        ("noise_ratio", 0.0, "noise_ratio must be above 0"),
+        ("noise_ratio", math.nan, "noise_ratio must be above 0"),
+        ("beta", -1.0, "beta must be above 0"),
+        ("objective", "dpo", "must be one of contrastive, mle"),
+        ("captions_per_image", "some", "whole number or 'all'"),
+        ("captions_per_image", 0, "at least 1"),
+        ("max_caption_tokens", 1, "at least 2"),
+        ("accelerator_config", {"dispatch_batches": True}, "ragged"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_with_the_reason(
+    tmp_path: Path, option: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **{option: value})
+
+
+@pytest.mark.parametrize("argument", ["compute_metrics", "data_collator", "compute_loss_func", "model_init"])
+def test_arguments_that_cannot_work_are_refused_with_the_reason(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument} cannot be used"):
+        trainer(tmp_path, **{argument: print})
+
+
+def test_other_wrong_uses(tmp_path: Path) -> None:
+    model = tiny.captioner_model()
+    with pytest.raises(ValueError, match="same object"):
+        trainer(tmp_path, model, reference_model=model)
+    with pytest.raises(ValueError, match="tokenizer and image processor must be given"):
+        trainer(tmp_path, processing_class=None)
+    with pytest.raises(ValueError, match="has no reference"):
+        trainer(tmp_path, reference_model=tiny.captioner_model(), options={"objective": "mle"})
+    with pytest.raises(TypeError, match="unexpected argument 'teacher'"):
+        trainer(tmp_path, teacher=1)
+    with pytest.raises(NotImplementedError, match="metric_key_prefix"):
+        trainer(tmp_path).predict(None)
+    several = arguments(tmp_path)
+    several._n_gpu = 2
+    with pytest.raises(ValueError, match="DataParallel"):
+        ContrastiveCaptionTrainer(model=model, args=several, processing_class=tiny.processing())
+
+
+def test_shared_weights_are_refused(tmp_path: Path) -> None:
+    model, other = tiny.captioner_model(), tiny.captioner_model(seed=1)
+    other.encoder = model.encoder
+    with pytest.raises(ValueError, match="share .* weights"):
+        trainer(tmp_path, model, reference_model=other)
+    with pytest.raises(ValueError, match="nothing to train"):
+        trainer(tmp_path, tiny.captioner_model().requires_grad_(False))
+
+
+def test_a_data_set_made_for_another_trainer_is_refused(tmp_path: Path) -> None:
+    processor = captioner_for(tiny.captioner_model(), tiny.processing()).processor
+    data: Any = ContrastiveCaptionDataset(tiny.caption_dataset(), [processor], num_negatives=5)
+    run = trainer(tmp_path, data=data, options={"num_negatives": 5, "max_steps": 1})
+    run.train()
+    for options in ({"num_negatives": 2}, {"objective": "mle"}):
+        with pytest.raises(ValueError, match="draws 5 negatives"):
+            trainer(tmp_path, data=data, options=options)
+    with pytest.raises(ValueError, match="another tokenizer, end token or longest caption"):
+        trainer(tmp_path, data=data, options={"num_negatives": 5, "max_caption_tokens": 5})
+
+
+def test_the_arguments_can_be_parsed(tmp_path: Path) -> None:
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "--num_negatives", "3", "--captions_per_image", "2"]
+    words += ["--model_init_kwargs", '{"revision": "x"}', "--report_to", "none"]
+    (parsed,) = HfArgumentParser(ContrastiveCaptionConfig).parse_args_into_dataclasses(words)
+    assert (parsed.num_negatives, parsed.captions_per_image) == (3, 2)
+    assert parsed.model_init_kwargs == {"revision": "x"}
