@@ -286,7 +286,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         loss = output.loss / torch.as_tensor(items, device=output.loss.device).clamp_min(1.0 / self.args.world_size)
         if model.training:
             self._train_means.add(output.statistics)
-            self._newly_skipped = self._newly_skipped + inputs["skipped"].sum().cpu()
+            self._newly_skipped = self._newly_skipped + inputs["skipped"].sum()
         return (loss, output) if return_outputs else loss
 
     def _check_noise(self, model: nn.Module, inputs: Batch) -> None:
@@ -302,7 +302,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         noise = largest_difference(again, first)
         if noise > 1e-3 + 1e-5 * float(first.abs().max()):
             raise ValueError(
-                f"two forwards of {type(self.captioner.base_model).__name__} with the same input in training mode "
+                f"two forwards of {self.captioner.name} with the same input in training mode "
                 f"differ by {noise:.2g} nats: something in the model still draws random numbers or uses statistics of "
                 "the batch (dropout rates and batch norms were switched off already), which would be noise in the "
                 "log-ratio; switch it off in the model's config"
@@ -380,7 +380,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         with torch.no_grad():
             loss, output = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
         self._eval_means.add(output.statistics)
-        self._eval_skipped = self._eval_skipped + inputs["skipped"].sum().cpu()
+        self._eval_skipped = self._eval_skipped + inputs["skipped"].sum()
         return loss.detach(), None, None
 
     def evaluation_loop(

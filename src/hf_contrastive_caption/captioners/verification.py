@@ -123,7 +123,7 @@ def probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
 
 
 def _check_causal(captioner: Captioner, images: Images, captions: CaptionBatch, plain: Tensor) -> None:
-    """Changing the last two tokens of the first caption must leave what is before them as it was."""
+    """Changing the last word of the first caption must leave what is before it as it was."""
     length = int(captions["lengths"][0])
     if length < 3:
         return
