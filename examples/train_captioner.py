@@ -15,7 +15,7 @@ pretrained captioner instead, a folder or a repository on the Hub, with
 Either is the *reference*. It is tuned contrastively, and as a control goes on with MLE for as many steps. The table at
 the end compares the three on the test images. In the output folder stand ``reference`` (from scratch only),
 ``control``, ``contrastive`` (the result; load it with ``VisionEncoderDecoderModel.from_pretrained``), ``results.json``
-and ``captions.json``. A run that was stopped goes on with the first stage that is not finished.
+and ``captions.json``. A run that was stopped goes on where it was, at the last checkpoint of its stage.
 
 It runs on the processor or on one GPU; where there are several, choose one with CUDA_VISIBLE_DEVICES=0.
 """
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, load_dataset
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer, captioner_for
 from hf_contrastive_caption.data import CaptionColumns, captions_of, find_columns
@@ -42,7 +44,7 @@ from hf_contrastive_caption.demo.comparison import ModelScores, markdown_table, 
 from hf_contrastive_caption.loading import load_model, load_processing
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 
-FINISHED = "finished.json"
+STAGE = "stage.json"
 SPLITS = ("train", "validation", "test")
 
 
@@ -142,13 +144,15 @@ def train_reference(options: argparse.Namespace, train: Dataset, columns: Captio
             learning_rate=options.reference_learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=min(200, options.reference_steps // 10),
+            bf16=options.reference_bf16,
         )
         processing = (tokenizer, small_image_processor(options.image_size))
         return ContrastiveCaptionTrainer(model=model, args=args, train_dataset=train, processing_class=processing)
 
     sizes = ("image_size", "patch_size", "width", "encoder_layers", "decoder_layers", "heads", "mlp", "dropout")
     training = ("reference_steps", "reference_captions", "reference_batch_size", "reference_learning_rate")
-    return stage(options, "reference", trainer, (*sizes, *training, "min_frequency"))
+    others = ("reference_bf16", "min_frequency")
+    return stage(options, "reference", trainer, (*sizes, *training, *others))
 
 
 def tune(options: argparse.Namespace, train: Dataset, reference: Path | str) -> dict[str, Path]:
@@ -189,18 +193,26 @@ def stage(
     folder = options.output / name
     wanted = {key: getattr(options, key) for key in ("data", "seed", "held_out", "max_caption_tokens", *made_with)}
     wanted = json.loads(json.dumps(wanted, default=str))
-    if (folder / FINISHED).exists():
-        found = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
-        if found != wanted:
-            other = ", ".join(f"{key} {found.get(key)!r}" for key in wanted if found.get(key) != wanted[key])
+    record = folder / STAGE
+    finished = False
+    if record.exists():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        finished, made = found["finished"], found["made_with"]
+        if made != wanted:
+            other = ", ".join(f"{key} {made.get(key)!r}" for key in wanted if made.get(key) != wanted[key])
             raise SystemExit(f"{folder} was made with {other}. Delete it or choose another --output.")
+    if finished:
         print(f"--- {name}: reused from {folder}", flush=True)
         return folder
     print(f"--- {name}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(record, {"finished": False, "made_with": wanted})
     running = trainer(folder)
-    running.train()
+    running.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     running.save_model(str(folder))
-    (folder / FINISHED).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    write_json(record, {"finished": True, "made_with": wanted})
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
     return folder
 
 
@@ -213,7 +225,8 @@ def training_arguments(options: argparse.Namespace, folder: Path, **others: Any)
         per_device_eval_batch_size=options.eval_batch_size,
         seed=options.seed,
         logging_steps=50,
-        save_strategy="no",
+        save_steps=options.save_steps,
+        save_total_limit=1,
         report_to="none",
         use_cpu=options.cpu,
         dataloader_num_workers=options.num_workers,
@@ -238,8 +251,12 @@ def write_results(options: argparse.Namespace, data: DatasetDict, rows: list[Mod
         "models": {row.name: row.numbers() for row in rows},
     }
     captions = {row.name: row.captions for row in rows}
-    for name, content in (("results.json", results), ("captions.json", captions)):
-        (options.output / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(options.output / "results.json", results)
+    write_json(options.output / "captions.json", captions)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -257,6 +274,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--held-out", 0.1, "share of the images for a split that is missing", float)
     add("--num-workers", 0, "processes that open images")
     add("--max-caption-tokens", 40, "longer captions are cut")
+    add("--save-steps", 200, "steps between checkpoints, from which a stopped run goes on")
     add("--eval-batch-size", 50, "images scored or captioned at once")
 
     add("--steps", 300, "steps of contrastive tuning, and of the control")
@@ -271,6 +289,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--reference-batch-size", 64, "images in such a step")
     add("--reference-captions", 2, "captions of an image in such a step")
     add("--reference-learning-rate", 1e-3, "highest", float)
+    parser.add_argument("--reference-bf16", action="store_true", help="train it in mixed precision: faster")
     add("--min-frequency", 5, "rarer words are unknown")
     add("--image-size", 96, "pixels")
     add("--patch-size", 12, "pixels")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
@@ -20,11 +20,14 @@ from hf_contrastive_caption.captioners.determinism import (
     restore_dropout,
 )
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
-from hf_contrastive_caption.captioners.verification import probe, verify
+from hf_contrastive_caption.captioners.tries import PrefixTrie
+from hf_contrastive_caption.captioners.verification import exact_tries, probe, verify
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
 from hf_contrastive_caption.processing import CaptionProcessor
 
 Packing = Literal["auto", "packed", "repeated"]
+TrieScorer = Callable[[PrefixTrie], Tensor]
+"""Scores the edges of a trie for the images that it was made for: ln p of each, (n_images, n_edges)."""
 
 
 class Captioner(ABC):
@@ -50,7 +53,15 @@ class Captioner(ABC):
         head: ``"fused"`` (log-probabilities come out of the model in place of logits) or ``"logits"`` (a decoder
             that changes its logits after the projection).
         verified: Whether :meth:`verify` has run.
+        start_token_id: The token from which the first token of a caption is predicted; a family sets it, and the
+            next two.
+        decoder: The part of the model that reads captions.
+        decoder_config: Its config.
     """
+
+    start_token_id: int
+    decoder: PreTrainedModel
+    decoder_config: PreTrainedConfig
 
     def __init__(
         self,
@@ -72,6 +83,7 @@ class Captioner(ABC):
         self.head: Literal["fused", "logits"] = "fused"
         self.verified = False
         self._frozen_norms: list[nn.Module] = []
+        self._tries: bool | None = None
 
     # What a family has to say -----------------------------------------------------------------------------------
 
@@ -120,6 +132,18 @@ class Captioner(ABC):
         One forward per caption without padding, packing or hooks, logits read from the outputs: the naive twin with
         which :meth:`verify` compares the quick ways.
         """
+
+    def trie_scorer(self, images: Images, max_logits_bytes: int | None = None) -> TrieScorer | None:
+        """A function that scores tries of captions for some images, without gradients; ``None`` if there is none.
+
+        What depends on the images alone is computed once for all tries. The model is in evaluation mode when it is
+        called.
+
+        Args:
+            images: What the image processor gives, or the result of :meth:`encode`.
+            max_logits_bytes: Largest size of the logits that are held at one time; the captioner's if not given.
+        """
+        return None
 
     # What every family gives ------------------------------------------------------------------------------------
 
@@ -173,6 +197,15 @@ class Captioner(ABC):
         """
         verify(self)
         self.verified = True
+
+    @property
+    def tries(self) -> bool:
+        """Whether tries are exact for this very model; found out when it is first asked."""
+        if self._tries is None:
+            if not self.verified:
+                self.verify()
+            self._tries = self.layout == "packed" and exact_tries(self)
+        return self._tries
 
     def make_deterministic(self) -> dict[str, float]:
         """Set the rates of all dropout to 0 and keep batch norms from using the batch, also in training mode.

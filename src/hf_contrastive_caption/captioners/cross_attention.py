@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     BaseImageProcessor,
+    DynamicCache,
+    EncoderDecoderCache,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -21,10 +23,16 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
-from hf_contrastive_caption.captioners.base import Captioner
+from hf_contrastive_caption.captioners.base import Captioner, TrieScorer
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.packing import DecoderRows, block_causal_mask, decoder_rows
-from hf_contrastive_caption.captioners.vocabulary import log_probs_instead_of_logits, log_softmax_of
+from hf_contrastive_caption.captioners.tries import PrefixTrie, additive
+from hf_contrastive_caption.captioners.vocabulary import (
+    edge_log_probs,
+    edge_log_probs_instead_of_logits,
+    log_probs_instead_of_logits,
+    log_softmax_of,
+)
 from hf_contrastive_caption.processing import CaptionProcessor
 
 ENCODER_STATES = "encoder_hidden_states"
@@ -57,7 +65,8 @@ class CrossAttentionCaptioner(Captioner):
         assert isinstance(captioner, VisionEncoderDecoderModel)
         _check_decoder(captioner)
         _check_vocabulary(captioner, processor)
-        decoder_config = _decoder_config(captioner)
+        self.decoder = captioner.decoder
+        self.decoder_config = decoder_config = _decoder_config(captioner)
         self.start_token_id = _start_token_id(captioner, processor)
         padding = (_setting(captioner.config, "pad_token_id"), _setting(decoder_config, "pad_token_id"))
         self.pad_token_id = _first_given(*padding) or 0
@@ -149,6 +158,27 @@ class CrossAttentionCaptioner(Captioner):
             logits = self.base_model(**one, decoder_input_ids=inputs, use_cache=False).logits[0]
             scores.append(log_softmax_of(logits, ids))
         return torch.cat(scores)
+
+    def trie_scorer(self, images: Images, max_logits_bytes: int | None = None) -> TrieScorer:
+        """See :meth:`Captioner.trie_scorer`; keeps each layer's keys and values of the images."""
+        states = (images if ENCODER_STATES in images else self.encode(images))[ENCODER_STATES]
+        logits_bytes = self.max_logits_bytes if max_logits_bytes is None else max_logits_bytes
+        keys_and_values = DynamicCache()  # filled by the first trie, read by all others
+
+        def score(trie: PrefixTrie) -> Tensor:
+            fused = edge_log_probs_instead_of_logits(self._vocabulary, trie, logits_bytes)
+            with torch.no_grad(), fused if self.head == "fused" else nullcontext():
+                logits: Tensor = self.base_model(
+                    encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                    decoder_input_ids=trie.input_ids.expand(states.shape[0], -1),
+                    decoder_position_ids=(trie.depth + self.position_offset).expand(states.shape[0], -1),
+                    decoder_attention_mask=additive(trie.mask, self.dtype).expand(states.shape[0], -1, -1, -1),
+                    past_key_values=EncoderDecoderCache(DynamicCache(), keys_and_values),
+                    use_cache=True,
+                ).logits
+                return logits[..., 0] if self.head == "fused" else edge_log_probs(logits, trie)
+
+        return score
 
     def _say_once_too_wide(self, width: int) -> None:
         if not self._said_too_wide:

@@ -19,6 +19,7 @@ from torch import Tensor
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images, caption_batch
 from hf_contrastive_caption.captioners.determinism import evaluation_mode, largest_difference
 from hf_contrastive_caption.captioners.packing import sum_by_caption
+from hf_contrastive_caption.captioners.tries import prefix_trie
 
 if TYPE_CHECKING:
     from hf_contrastive_caption.captioners.base import Captioner
@@ -73,6 +74,43 @@ def _choose(captioner: Captioner) -> None:
         f"caption ({'; '.join(tried)}). With packing='auto' repeated states are tried as well; if you did, please "
         "report the model's config as a bug, or register a captioner of your own with register_captioner"
     )
+
+
+def exact_tries(captioner: Captioner) -> bool:
+    """Whether scores by prefix tries agree with plain ones on this very model; says so once where they do not."""
+    no_autocast = torch.autocast(captioner.device.type, enabled=False)
+    with evaluation_mode(captioner.model), torch.no_grad(), no_autocast:
+        images, captions = _branching_probe(captioner)
+        score = captioner.trie_scorer(images)
+        if score is None:
+            return False
+        pairs = [(ids, image) for image in range(2) for ids in captions]
+        batch = caption_batch([ids for ids, _ in pairs], [image for _, image in pairs], captioner.device)
+        plain = sum_by_caption(captioner.reference_log_probs(images, batch).double(), batch["lengths"]).view(2, -1)
+        start = captioner.start_token_id
+        tries = [prefix_trie(part, start).to(captioner.device) for part in (captions, captions[1:])]
+        try:
+            whole, again = (trie.sum_paths(score(trie)) for trie in tries)  # the second from what the first one kept
+        except _REFUSALS as error:
+            logger.warning("%s: captions are scored without prefix tries: %s", captioner.name, error)
+            return False
+    longest = max(map(len, captions))
+    off = max(largest_difference(whole, plain), largest_difference(again, plain[:, 1:]))
+    if off <= _tolerance(captioner) * longest:
+        return True
+    logger.warning("%s: captions are scored without prefix tries, which are off by %.2g nats", captioner.name, off)
+    return False
+
+
+def _branching_probe(captioner: Captioner) -> tuple[Images, list[list[int]]]:
+    """The images of the probe, and sorted captions that begin alike, one of them with its end token alone."""
+    images, captions = probe(captioner)
+    longest, *others = (ids.tolist() for ids in captions["input_ids"].split(captions["lengths"].tolist()))
+    branches = [longest[:shared] + other for shared, other in enumerate(others) if shared < len(longest)]
+    limit = captioner.processor.max_caption_tokens or max(map(len, branches))
+    end = [captioner.processor.end_token_id]
+    every = {tuple(ids) for ids in (longest, end, *branches) if len(ids) <= limit}
+    return images, [list(ids) for ids in sorted(every)]
 
 
 def _report(captioner: Captioner, tried: list[str]) -> None:

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hf_contrastive_caption.captioners.tries import PrefixTrie
+
 DEFAULT_MAX_LOGITS_BYTES = 512 * 2**20
 """Bytes of logits that are held at one time. Beyond them the logits are made in pieces and made again for backward."""
 
@@ -50,6 +52,58 @@ def log_probs_instead_of_logits(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def edge_log_probs_instead_of_logits(head: nn.Module, trie: PrefixTrie, max_logits_bytes: int) -> Iterator[None]:
+    """While open, ``head`` returns log-probabilities of a trie's edges, (n_images, n_edges, 1), instead of logits.
+
+    Without gradients. A node with several children is projected once.
+
+    Args:
+        head: The model's output embedding.
+        trie: The captions; the head is given (n_images, n_nodes, hidden_size).
+        max_logits_bytes: Largest size of the logits that are held at one time.
+    """
+    hidden: list[Tensor] = []
+
+    def take_hidden(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        hidden.append(args[0])
+        return (args[0][:, :0],)  # the projection itself has nothing left to do
+
+    def put_log_probs(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        states = hidden.pop()
+        rows = max(1, max_logits_bytes // (4 * _vocabulary_size(head) * states.shape[0]))
+        pieces = []
+        for first in range(0, states.shape[1], rows):
+            logits = head.forward(states[:, first : first + rows])  # not head(states): its hooks are ours
+            pieces.append(edge_log_probs(logits, trie, first))
+        return torch.cat(pieces, dim=1)[..., None]
+
+    hooks = [head.register_forward_pre_hook(take_hidden), head.register_forward_hook(put_log_probs)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def edge_log_probs(logits: Tensor, trie: PrefixTrie, first: int = 0) -> Tensor:
+    """Log-probabilities of the edges that leave some neighbouring nodes, taken in at least float32.
+
+    Args:
+        logits: Of the nodes from ``first`` on, (n_images, some nodes, vocabulary).
+        trie: The captions.
+        first: Number of the first of these nodes.
+
+    Returns:
+        (n_images, edges that leave these nodes).
+    """
+    bounds = torch.tensor([first, first + logits.shape[1]], device=trie.edge_nodes.device)
+    begin, end = torch.searchsorted(trie.edge_nodes, bounds).tolist()
+    nodes, tokens = trie.edge_nodes[begin:end] - first, trie.edge_tokens[begin:end]
+    logits = _upcast(logits)
+    return logits[:, nodes, tokens] - logits.logsumexp(dim=2)[:, nodes]
 
 
 def token_log_probs(head: nn.Module, hidden: Tensor, targets: Tensor, max_logits_bytes: int) -> Tensor:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,40 @@ def open_image(value: Any) -> Image.Image:
         raise
     except _DECODER_ERRORS as error:
         raise BadImageError(f"{describe(value)} does not open: {type(error).__name__}: {error}") from error
+
+
+def open_numbered(value: Any, number: int) -> Image.Image:
+    """Open one of several images, as :func:`open_image` does.
+
+    Raises:
+        TypeError: The value is a row of a data set.
+        BadImageError: The image does not open; the message has its number.
+    """
+    if isinstance(value, dict) and "bytes" not in value and "path" not in value:
+        raise TypeError(
+            f"Image {number} is a row with the columns {', '.join(map(str, value))}. Pass the image column of the "
+            "data set, as in dataset['image']."
+        )
+    try:
+        return open_image(value)
+    except BadImageError as error:
+        raise BadImageError(f"Image {number}: {error}") from error
+
+
+def iterate_images(images: Any) -> Iterable[Any]:
+    """One image or any number of them as something to iterate over.
+
+    Raises:
+        TypeError: For anything that holds no images.
+    """
+    if isinstance(images, (Image.Image, str, bytes, bytearray, dict, os.PathLike)):
+        return [images]
+    if isinstance(images, Iterable):
+        return images
+    raise TypeError(
+        f"Got a {type(images).__name__} as images. Accepted: a PIL image, a path or address, the bytes of a file, a "
+        "list of these, or the image column of a data set, as in dataset['image']."
+    )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,67 @@
+"""The images that an evaluation is about: opened when they are needed, and told apart by their pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hf_contrastive_caption.data.images import iterate_images, open_numbered
+
+
+class ImagePool:
+    """A sequence of images that are opened as RGB when they are asked for.
+
+    Args:
+        images: PIL images, paths, addresses or bytes of image files, or the image column of a data set
+            (``dataset["image"]``).
+
+    Raises:
+        TypeError: If ``images`` is not what is accepted, or a whole data set.
+        ValueError: If there is no image.
+    """
+
+    def __init__(self, images: Any) -> None:
+        if isinstance(images, (datasets.Dataset, datasets.IterableDataset, dict)) and not _is_image(images):
+            raise TypeError("Got a data set as images. Pass its image column, as in dataset['image'].")
+        items = iterate_images(images)
+        self._items: Sequence[Any] = items if isinstance(items, Sequence) else list(items)
+        if not len(self._items):
+            raise ValueError("There are no images; give at least one.")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> Image.Image:
+        return open_numbered(self._items[number], number)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (self[number] for number in range(len(self)))
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """A hash of the size and pixels of each image."""
+        return tuple(
+            hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).hexdigest() for image in self
+        )
+
+    @cached_property
+    def distinct(self) -> npt.NDArray[np.int64]:
+        """Number of the first image with the pixels of each image, (n_images,): its own where they are new."""
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(digest, number) for number, digest in enumerate(self.digests)])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all images in their order."""
+        return hashlib.blake2b("".join(self.digests).encode(), digest_size=16).hexdigest()
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, dict) and ("bytes" in value or "path" in value)
