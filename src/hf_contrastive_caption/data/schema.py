@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ def find_columns(
     image_column: str | None = None,
     caption_columns: str | Sequence[str] | None = None,
     image_id_column: str | None = None,
+    *,
+    captions_required: bool = True,
 ) -> CaptionColumns:
     """Find the image, caption and image-id columns by the types of their features.
 
@@ -59,6 +61,7 @@ def find_columns(
             ``captions`` wins.
         image_id_column: Name of a string or integer column; found when ``None``: one called ``image_id``,
             ``img_id``, ``imgid`` or ``cocoid``.
+        captions_required: Whether there must be captions; if not, ``captions`` may be empty.
 
     Returns:
         The columns.
@@ -73,7 +76,7 @@ def find_columns(
             raise ValueError(f"There is no column {name!r}; the columns are {_listed(features)}.")
     image = image_column if image_column is not None else _find_image(features)
     if caption_columns is None:
-        captions = _find_captions(features, image)
+        captions = _find_captions(features, image, captions_required)
     else:
         captions = (caption_columns,) if isinstance(caption_columns, str) else tuple(caption_columns)
         _check_captions(features, captions)
@@ -104,25 +107,26 @@ def captions_of(example: Mapping[str, Any], columns: CaptionColumns, row: int | 
     """
     where = "A row" if row is None else f"Row {row}"
     captions: list[str] = []
-    for name in columns.captions:
-        value = example[name]
-        for caption in value if isinstance(value, (list, tuple)) else [value]:
-            if caption is None:
-                continue
-            if not isinstance(caption, str):
-                raise ValueError(f"{where} has a caption of type {type(caption).__name__} in {name!r}; write strings.")
-            if not caption.strip():
-                raise ValueError(
-                    f"{where} has an empty caption in column {name!r}. Remove it, or the row, for example with "
-                    "dataset.filter(...); None stands for a caption that is not there."
-                )
-            captions.append(caption)
+    for name, caption in _given(example, columns):
+        if not isinstance(caption, str):
+            raise ValueError(f"{where} has a caption of type {type(caption).__name__} in {name!r}; write strings.")
+        if not caption.strip():
+            raise ValueError(
+                f"{where} has an empty caption in column {name!r}. Remove it, or the row, for example with "
+                "dataset.filter(...); None stands for a caption that is not there."
+            )
+        captions.append(caption)
     if not captions:
         raise ValueError(
             f"{where} has no caption in {_listed(columns.captions)}; every image needs at least one. Remove the row, "
             "for example with dataset.filter(...)."
         )
     return captions
+
+
+def references_of(example: Mapping[str, Any], columns: CaptionColumns) -> list[str]:
+    """The captions of one example that are there: none for an image without, and empty ones are passed over."""
+    return [caption for _, caption in _given(example, columns) if isinstance(caption, str) and caption.strip()]
 
 
 def features_of_example(example: Mapping[str, Any]) -> datasets.Features:
@@ -161,6 +165,15 @@ def splits_message(splits: Mapping[Any, Any]) -> str:
     return f"Got a {type(splits).__name__} with the splits {_listed(names)}; give one split: {choose}."
 
 
+def _given(example: Mapping[str, Any], columns: CaptionColumns) -> Iterator[tuple[str, Any]]:
+    """What stands in the caption columns, but ``None``, each with the name of its column."""
+    for name in columns.captions:
+        value = example[name]
+        for caption in value if isinstance(value, (list, tuple)) else [value]:
+            if caption is not None:
+                yield name, caption
+
+
 def _find_image(features: Mapping[str, Any]) -> str:
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(found) == 1:
@@ -179,7 +192,7 @@ def _find_image(features: Mapping[str, Any]) -> str:
     )
 
 
-def _find_captions(features: Mapping[str, Any], image: str) -> tuple[str, ...]:
+def _find_captions(features: Mapping[str, Any], image: str, required: bool) -> tuple[str, ...]:
     strings = [name for name, feature in features.items() if name != image and _is_caption_type(feature)]
     candidates: dict[str, list[str]] = {}
     for name in strings:
@@ -187,6 +200,8 @@ def _find_captions(features: Mapping[str, Any], image: str) -> tuple[str, ...]:
             numbered = re.fullmatch(r"(.*?)[_\-. ]?(\d+)", name)
             stem = numbered[1] if numbered and _is_text(features[name]) else name
             candidates.setdefault(stem, []).append(name)
+    if not candidates and not required:
+        return ()
     if not candidates:
         left_out = f" Not taken, because of their names: {_listed(strings)}." if strings else ""
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import datasets
 import numpy as np
@@ -44,6 +44,10 @@ class ImagePool:
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[number] for number in range(len(self)))
 
+    def select(self, numbers: Sequence[int]) -> ImagePool:
+        """Some of the images, opened when they are asked for."""
+        return ImagePool(_Selected(self._items, list(numbers)))
+
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """A hash of the size and pixels of each image."""
@@ -61,6 +65,27 @@ class ImagePool:
     def fingerprint(self) -> str:
         """A hash of all images in their order."""
         return hashlib.blake2b("".join(self.digests).encode(), digest_size=16).hexdigest()
+
+
+class _Selected(Sequence[Any]):
+    """Some items of a sequence, looked up when they are asked for."""
+
+    def __init__(self, items: Sequence[Any], numbers: list[int]) -> None:
+        self._items, self._numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Any]: ...
+
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, slice):
+            return _Selected(self._items, self._numbers[place])
+        return self._items[self._numbers[place]]
 
 
 def _is_image(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +52,6 @@ def score_table(
         table = reduce(torch.from_numpy(table).to(state.device), "sum").cpu().numpy()
     column = np.searchsorted(numbers, pool.distinct)
     return np.ascontiguousarray(table[column].T)
-
-
-def share(num_items: int) -> Iterator[int]:
-    """The items that this process does: every world-size-th."""
-    state = PartialState()
-    return iter(range(state.process_index, num_items, state.num_processes))
 
 
 def _shard(scorer: Scorer, pool: ImagePool, images: list[int], folder: Path | None) -> Scores:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -11,25 +10,22 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from safetensors.numpy import save_file
 from torch import nn
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES
-from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap, Interval
+from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
+from hf_contrastive_caption.evaluation.captioning import captions_for
+from hf_contrastive_caption.evaluation.measures import Measure, measures_table
 from hf_contrastive_caption.evaluation.pool import ImagePool
 from hf_contrastive_caption.evaluation.ranking import Ranks, Scores, chance_recall, rank_own_images
 from hf_contrastive_caption.evaluation.retrievers import CaptionerRetriever, Retriever
-from hf_contrastive_caption.evaluation.score_table import score_table, share
+from hf_contrastive_caption.evaluation.score_table import score_table
 from hf_contrastive_caption.fingerprints import json_digest
-from hf_contrastive_caption.generation import caption_images, describe_decoding
-
-logger = logging.getLogger(__name__)
 
 RECALL_AT = (1, 5, 10, 50, 500)
-GIVEN = "captions were given"
+_RECALL = "recall_at_"
 
 
 @dataclass(frozen=True)
@@ -37,11 +33,8 @@ class SelfRetrieval:
     """How well captions find their own images.
 
     Attributes:
-        recall: Recall@k by k: the share of captions whose own image is among the first k, as a number from 0 to 1 with
-            its bootstrap interval.
-        median_rank: Median rank of the own image, 1 for the first.
-        mean_reciprocal_rank: Mean of 1 / rank.
-        chance: Recall@k of a guess, by k.
+        measures: ``recall_at_k`` for each k, ``median_rank`` and ``mean_reciprocal_rank``, with bootstrap intervals.
+        chance: The same of a retriever that guesses, by name.
         pool_size: Number of images that each caption is scored against.
         retriever: What scored the captions.
         decoding: How the captions were generated, or that they were given.
@@ -52,10 +45,8 @@ class SelfRetrieval:
         scores: Score of each caption with each image, float32, (n_captions, n_images).
     """
 
-    recall: dict[int, Interval]
-    median_rank: Interval
-    mean_reciprocal_rank: Interval
-    chance: dict[int, float]
+    measures: dict[str, Measure]
+    chance: dict[str, float]
     pool_size: int
     retriever: str
     decoding: str
@@ -65,34 +56,33 @@ class SelfRetrieval:
     ranks: Ranks = field(repr=False)
     scores: Scores = field(repr=False)
 
+    @property
+    def recall(self) -> dict[int, float]:
+        """Recall@k by k: the share of captions whose own image is among the first k, from 0 to 1."""
+        return {int(name[len(_RECALL) :]): m.value for name, m in self.measures.items() if name.startswith(_RECALL)}
+
+    @property
+    def median_rank(self) -> float:
+        """Median rank of the own image, 1 for the first."""
+        return self.measures["median_rank"].value
+
+    @property
+    def mean_reciprocal_rank(self) -> float:
+        """Mean of 1 / rank of the own image."""
+        return self.measures["mean_reciprocal_rank"].value
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything but captions and scores, as JSON takes it."""
+        """Everything but captions, ranks and scores, as JSON takes it."""
+        others = ("chance", "pool_size", "retriever", "decoding", "method", "seconds")
         return {
-            "recall": {str(k): self.recall[k]._asdict() for k in self.recall},
-            "median_rank": self.median_rank._asdict(),
-            "mean_reciprocal_rank": self.mean_reciprocal_rank._asdict(),
-            "chance": {str(k): value for k, value in self.chance.items()},
-            "pool_size": self.pool_size,
-            "retriever": self.retriever,
-            "decoding": self.decoding,
-            "method": self.method,
-            "seconds": round(self.seconds, 2),
+            "measures": {name: measure.to_dict() for name, measure in self.measures.items()},
+            **{name: getattr(self, name) for name in others},
         }
 
     def to_markdown(self) -> str:
-        """A table of recalls beside chance, and a line that says what was measured."""
-        lines = ["| | value | 95 % interval | chance |", "| --- | ---: | ---: | ---: |"]
-        for k, recall in self.recall.items():
-            if k < self.pool_size or k == 1:
-                ends = f"{100 * recall.low:.1f} to {100 * recall.high:.1f}"
-                lines.append(f"| R@{k} (%) | {100 * recall.value:.1f} | {ends} | {100 * self.chance[k]:.1f} |")
-        median, reciprocal = self.median_rank, self.mean_reciprocal_rank
-        middle = (self.pool_size + 1) / 2
-        lines.append(f"| median rank | {median.value:g} | {median.low:g} to {median.high:g} | {middle:g} |")
-        guess = float(np.mean(1 / np.arange(1, self.pool_size + 1)))
-        ends = f"{reciprocal.low:.3f} to {reciprocal.high:.3f}"
-        lines.append(f"| mean reciprocal rank | {reciprocal.value:.3f} | {ends} | {guess:.3f} |")
-        return "\n".join([*lines, "", f"{self.pool_size} images; {self.retriever}; {self.decoding}."])
+        """A table with intervals and chance, and a line that says what was measured."""
+        table = measures_table("self-retrieval", self.measures, self.chance)
+        return f"{table}\n\n{self.pool_size} images; {self.retriever}; {self.decoding}."
 
     def save_scores(self, path: str | PathLike[str]) -> None:
         """Save the scores, (n_captions, n_images), as ``scores`` in a ``.safetensors`` file."""
@@ -147,58 +137,58 @@ def self_retrieval(
     if not k or any(number < 1 for number in k):
         raise ValueError(f"Got k={tuple(k)}; give numbers of images of at least 1.")
     pool = images if isinstance(images, ImagePool) else ImagePool(images)
-    _check_captions(captions, pool)
-    decoding = GIVEN
-    if captions is None:
-        assert captioner is not None
-        decoding = describe_decoding(captioner.processor, generate_kwargs)
-        captions = write_captions(captioner, pool, batch_size, progress, **generate_kwargs)
-    elif generate_kwargs:
-        raise TypeError(f"Captions were given, so nothing is generated; leave out {', '.join(generate_kwargs)}.")
+    texts, decoding = captions_for(
+        captioner,
+        pool,
+        captions,
+        batch_size=batch_size,
+        cache_dir=cache_dir,
+        progress=progress,
+        **generate_kwargs,
+    )
     start = perf_counter()
-    scorer = judge.scorer(captions)
+    scorer = judge.scorer(texts)
     folder = None
     if cache_dir is not None:
-        key = json_digest([judge.fingerprint(), pool.fingerprint, list(captions), scorer.images_at_once])
+        key = json_digest([judge.fingerprint(), pool.fingerprint, list(texts), scorer.images_at_once])
         folder = Path(cache_dir) / f"self-retrieval-{key}"
-    scores = score_table(scorer, pool, len(captions), shard_dir=folder, progress=progress)
+    scores = score_table(scorer, pool, len(texts), shard_dir=folder, progress=progress)
     seconds = perf_counter() - start
     ranks = rank_own_images(scores)
-    bootstrap = Bootstrap(len(pool), resamples, seed)
+    measures = _measures(ranks, k, Bootstrap(len(pool), resamples, seed))
     return SelfRetrieval(
-        recall={number: bootstrap.mean(ranks.recall(number)) for number in sorted(set(k))},
-        median_rank=bootstrap.median(ranks.expected_rank()),
-        mean_reciprocal_rank=bootstrap.mean(ranks.reciprocal_rank()),
-        chance={number: chance_recall(number, len(pool)) for number in sorted(set(k))},
+        measures=measures,
+        chance=_chance(measures, len(pool)),
         pool_size=len(pool),
         retriever=judge.name,
         decoding=decoding,
         method=scorer.description,
         seconds=seconds,
-        captions=tuple(captions),
+        captions=texts,
         ranks=ranks,
         scores=scores,
     )
 
 
-def write_captions(
-    captioner: Captioner, pool: ImagePool, batch_size: int = 32, progress: bool = False, **generate_kwargs: Any
-) -> list[str]:
-    """One caption for each image, the images dealt out to the processes; every process gets all captions."""
-    state = PartialState()
-    mine = list(share(len(pool)))
-    written = caption_images(
-        captioner.model,
-        captioner.processor,
-        (pool[number] for number in mine),
-        batch_size=batch_size,
-        progress=progress and state.is_main_process,
-        **generate_kwargs,
-    )
-    pairs = list(zip(mine, written, strict=True))
-    if state.num_processes > 1:
-        pairs = gather_object(pairs)
-    return [caption for _, caption in sorted(pairs)]
+def _measures(ranks: Ranks, k: Sequence[int], bootstrap: Bootstrap) -> dict[str, Measure]:
+    recalls = {
+        f"{_RECALL}{number}": Measure.of(bootstrap, f"R@{number}", "mean", ranks.recall(number), percent=True)
+        for number in sorted(set(k))
+    }
+    return {
+        **recalls,
+        "median_rank": Measure.of(bootstrap, "median rank", "median", ranks.expected_rank(), better="lower"),
+        "mean_reciprocal_rank": Measure.of(bootstrap, "mean reciprocal rank", "mean", ranks.reciprocal_rank()),
+    }
+
+
+def _chance(measures: dict[str, Measure], pool_size: int) -> dict[str, float]:
+    recalls = {name: int(name[len(_RECALL) :]) for name in measures if name.startswith(_RECALL)}
+    return {
+        **{name: chance_recall(number, pool_size) for name, number in recalls.items()},
+        "median_rank": (pool_size + 1) / 2,
+        "mean_reciprocal_rank": float(np.mean(1 / np.arange(1, pool_size + 1))),
+    }
 
 
 def _retriever(
@@ -217,17 +207,3 @@ def _retriever(
     judge = captioner if retriever is None else retriever
     assert judge is not None
     return CaptionerRetriever(judge, max_memory_bytes) if isinstance(judge, Captioner) else judge
-
-
-def _check_captions(captions: Sequence[str] | None, pool: ImagePool) -> None:
-    if captions is None:
-        return
-    if isinstance(captions, str):
-        raise TypeError(f"captions is one text, {captions!r}; give a list with a caption for each image.")
-    if len(captions) != len(pool):
-        raise ValueError(
-            f"Got {len(captions)} captions for {len(pool)} images; give one caption for each image, in their order."
-        )
-    wrong = next((number for number, caption in enumerate(captions) if not isinstance(caption, str)), None)
-    if wrong is not None:
-        raise ValueError(f"Caption {wrong} is a {type(captions[wrong]).__name__}; captions are strings.")

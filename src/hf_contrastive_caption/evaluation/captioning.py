@@ -1,0 +1,113 @@
+"""The captions that an evaluation is about: given, written by the captioner, or kept from an interrupted run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from hf_contrastive_caption.captioners import Captioner
+from hf_contrastive_caption.evaluation.pool import ImagePool
+from hf_contrastive_caption.evaluation.retrievers import CaptionerRetriever
+from hf_contrastive_caption.fingerprints import json_digest
+from hf_contrastive_caption.generation import caption_images, describe_decoding
+
+GIVEN = "captions were given"
+
+
+class Captions(NamedTuple):
+    """One caption for each image.
+
+    Attributes:
+        texts: The captions, (n_images,).
+        decoding: How they were generated, or that they were given.
+    """
+
+    texts: tuple[str, ...]
+    decoding: str
+
+
+def captions_for(
+    captioner: Captioner | None,
+    pool: ImagePool,
+    given: Sequence[str] | None = None,
+    *,
+    batch_size: int = 32,
+    cache_dir: str | PathLike[str] | None = None,
+    progress: bool = False,
+    **generate_kwargs: Any,
+) -> Captions:
+    """The captions of some images: those that are given, or else what the captioner writes.
+
+    Under Accelerate the images are dealt out to the processes, and every process gets all captions.
+
+    Args:
+        captioner: Writes the captions.
+        pool: The images.
+        given: One caption for each image, in their order.
+        batch_size: Images that are captioned at once.
+        cache_dir: Folder that keeps what was written.
+        progress: Whether to show a progress bar.
+        **generate_kwargs: Arguments of ``model.generate``, see :func:`caption_images`.
+
+    Raises:
+        ValueError: If there are not as many captions as images, or a caption is no string.
+        TypeError: If captions are given together with arguments of ``generate``, or neither they nor a captioner.
+    """
+    if given is not None:
+        _check(given, pool)
+        if generate_kwargs:
+            raise TypeError(f"Captions were given, so nothing is generated; leave out {', '.join(generate_kwargs)}.")
+        return Captions(tuple(given), GIVEN)
+    if captioner is None:
+        raise TypeError("Without a captioner, captions must be given.")
+    decoding = describe_decoding(captioner.processor, generate_kwargs)
+    file = None
+    if cache_dir is not None:
+        parts = [CaptionerRetriever(captioner).fingerprint(), pool.fingerprint, repr(sorted(generate_kwargs.items()))]
+        file = Path(cache_dir) / f"captions-{json_digest([*parts, decoding])}.json"
+        if file.exists():
+            return Captions(tuple(json.loads(file.read_text(encoding="utf-8"))), decoding)
+    texts = _written(captioner, pool, batch_size, progress, generate_kwargs)
+    if file is not None and PartialState().is_main_process:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(f".{file.name}")
+        unfinished.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+        unfinished.replace(file)  # whole or not at all
+    return Captions(tuple(texts), decoding)
+
+
+def _written(
+    captioner: Captioner, pool: ImagePool, batch_size: int, progress: bool, generate_kwargs: dict[str, Any]
+) -> list[str]:
+    state = PartialState()
+    mine = range(state.process_index, len(pool), state.num_processes)
+    written = caption_images(
+        captioner.model,
+        captioner.processor,
+        pool.select(mine),
+        batch_size=batch_size,
+        progress=progress and state.is_main_process,
+        **generate_kwargs,
+    )
+    pairs = list(zip(mine, written, strict=True))
+    if state.num_processes > 1:
+        pairs = gather_object(pairs)
+    return [caption for _, caption in sorted(pairs)]
+
+
+def _check(captions: Sequence[str], pool: ImagePool) -> None:
+    if isinstance(captions, str):
+        raise TypeError(f"captions is one text, {captions!r}; give a list with a caption for each image.")
+    if len(captions) != len(pool):
+        raise ValueError(
+            f"Got {len(captions)} captions for {len(pool)} images; give one caption for each image, in their order."
+        )
+    wrong = next((number for number, caption in enumerate(captions) if not isinstance(caption, str)), None)
+    if wrong is not None:
+        raise ValueError(f"Caption {wrong} is a {type(captions[wrong]).__name__}; captions are strings.")

@@ -1,0 +1,200 @@
+"""Both sides of a captioner in one object: does a caption find its image, and is it still a good caption?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from hf_contrastive_caption.evaluation.bootstrap import Bootstrap, Difference
+from hf_contrastive_caption.evaluation.measures import Measure, aligned_table, measures_table
+
+MAIN_MEASURES = ("recall_at_1", "recall_at_5", "recall_at_10", "cider_d", "rouge_l", "invented", "distinct_share")
+"""What a table of several captioners shows unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class CaptionerReport:
+    """What is known of a captioner on some images.
+
+    Attributes:
+        name: What tables call the captioner.
+        measures: All numbers by name, such as ``recall_at_1``, ``median_rank``, ``cider_d``, ``bleu_4``, ``invented``
+            and ``distinct_share``.
+        captions: Its captions, (n_images,).
+        invented_words: For each image with references the content words of its caption that are in none of them.
+        images: A hash of the images, in their order.
+        num_images: Number of images: the pool that each caption is compared with.
+        num_referenced: How many of them have reference captions.
+        chance: Recall of a guess by name, ``recall_at_1`` and so on.
+        retriever: What scored the captions for self-retrieval.
+        decoding: How the captions were generated.
+        left_out: What could not be measured, and why.
+        resamples: Bootstrap resamples behind the intervals.
+        seed: Their seed.
+    """
+
+    name: str
+    measures: Mapping[str, Measure]
+    captions: tuple[str, ...] = field(repr=False)
+    invented_words: tuple[tuple[str, ...], ...] = field(repr=False)
+    images: str
+    num_images: int
+    num_referenced: int
+    chance: Mapping[str, float]
+    retriever: str
+    decoding: str
+    left_out: Mapping[str, str]
+    resamples: int
+    seed: int
+
+    def __getitem__(self, name: str) -> float:
+        """The value of a measure by name."""
+        if name not in self.measures:
+            raise KeyError(f"There is no measure {name!r}; there are {', '.join(self.measures)}.")
+        return self.measures[name].value
+
+    def to_dict(self, *, per_image: bool = False) -> dict[str, Any]:
+        """Everything as JSON takes it.
+
+        Args:
+            per_image: Whether to add what the numbers are made of for every image, which a later comparison needs.
+        """
+        others = ("images", "num_images", "num_referenced", "retriever", "decoding", "resamples", "seed")
+        return {
+            "name": self.name,
+            "measures": {name: measure.to_dict(per_image=per_image) for name, measure in self.measures.items()},
+            **{name: getattr(self, name) for name in others},
+            "chance": dict(self.chance),
+            "left_out": dict(self.left_out),
+            "captions": list(self.captions),
+            "invented_words": [list(words) for words in self.invented_words],
+        }
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything to a JSON file, which :meth:`load` reads."""
+        content = json.dumps(self.to_dict(per_image=True), ensure_ascii=False)
+        Path(path).write_text(content + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> CaptionerReport:
+        """Read a report that :meth:`save` wrote.
+
+        Raises:
+            ValueError: If the file is not such a report.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            measures = {name: Measure.from_dict(measure) for name, measure in content.pop("measures").items()}
+            captions = tuple(content.pop("captions"))
+            invented = tuple(map(tuple, content.pop("invented_words")))
+            return cls(measures=measures, captions=captions, invented_words=invented, **content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a report that CaptionerReport.save wrote ({error!r}).") from error
+
+    def to_markdown(self) -> str:
+        """A table of all numbers with their intervals, and what they were measured on."""
+        return f"{measures_table(self.name, self.measures, self.chance)}\n\n{self.about()}"
+
+    def about(self) -> str:
+        """What the numbers were measured on and how, in a few sentences."""
+        told = [f"{self.num_images} images; {self.retriever}; {self.decoding}."]
+        if self.num_referenced < self.num_images:
+            told.append(f"{self.num_referenced} of the images have references.")
+        told += [f"Left out: {what}: {why}" for what, why in self.left_out.items()]
+        return " ".join(told)
+
+    def compare(self, other: CaptionerReport) -> ReportComparison:
+        """Compare with another captioner's report on the same images: this one minus the other.
+
+        Raises:
+            ValueError: If the other report is on other images, or was made with other resamples.
+        """
+        for what in ("images", "num_referenced", "resamples", "seed"):
+            if getattr(self, what) != getattr(other, what):
+                raise ValueError(
+                    f"The reports of {self.name} and {other.name} differ in {what} ({getattr(self, what)} and "
+                    f"{getattr(other, what)}), so their captions cannot be compared image by image. Evaluate both on "
+                    "the same images with the same options."
+                )
+        bootstraps: dict[int, Bootstrap] = {}
+        differences = {}
+        for name, measure in self.measures.items():
+            if name in other.measures and measure.per_image:
+                size = len(measure.per_image[0])
+                if size not in bootstraps:
+                    bootstraps[size] = Bootstrap(size, self.resamples, self.seed)
+                difference = measure.minus(other.measures[name], bootstraps[size])
+                if difference is not None:
+                    differences[name] = difference
+        return ReportComparison(self, other, differences)
+
+
+@dataclass(frozen=True)
+class ReportComparison:
+    """Two captioners on the same images.
+
+    Attributes:
+        ours: The report whose numbers the differences are counted from.
+        theirs: The report that is subtracted.
+        differences: By measure, with intervals and p-values of a paired bootstrap, for those that are made of one
+            number per image.
+    """
+
+    ours: CaptionerReport
+    theirs: CaptionerReport
+    differences: Mapping[str, Difference]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The differences as JSON takes them."""
+        return {
+            "ours": self.ours.name,
+            "theirs": self.theirs.name,
+            "differences": {
+                name: {**difference._asdict(), "is_real": difference.is_real}
+                for name, difference in self.differences.items()
+            },
+        }
+
+    def to_markdown(self) -> str:
+        """A table of both captioners with the differences, their intervals, and whether these leave zero out."""
+        ours, theirs = self.ours, self.theirs
+        rows = [["", theirs.name, ours.name, "difference (95 % interval)", "p", "verdict"]]
+        for name, measure in ours.measures.items():
+            if name not in theirs.measures:
+                continue
+            numbers = [side.measures[name].shown(side.measures[name].value) for side in (theirs, ours)]
+            cells = ["", "", ""]
+            if name in self.differences:
+                difference = self.differences[name]
+                least = 1 / ours.resamples
+                p_value = f"{difference.p_value:.3f}" if difference.p_value > least else f"≤ {least:g}"
+                cells = [measure.difference_text(difference), p_value, _verdict(measure, difference)]
+            rows.append([measure.heading, *numbers, *cells])
+        return f"{aligned_table(rows)}\n\n{ours.about()}"
+
+
+def report_table(reports: Sequence[CaptionerReport], names: Sequence[str] = MAIN_MEASURES) -> str:
+    """Several captioners side by side, a row each, as a Markdown table; intervals in parentheses.
+
+    Args:
+        reports: The reports.
+        names: The measures; one that no report has is left out.
+    """
+    shown = [name for name in names if any(name in report.measures for report in reports)]
+    rows = [["", *(next(r.measures[name].heading for r in reports if name in r.measures) for name in shown)]]
+    for report in reports:
+        cells = [report.measures[name].text() if name in report.measures else "" for name in shown]
+        rows.append([report.name, *cells])
+    return aligned_table(rows)
+
+
+def _verdict(measure: Measure, difference: Difference) -> str:
+    if not difference.is_real:
+        return "not told apart"
+    if measure.better is None:
+        return "higher" if difference.value > 0 else "lower"
+    return "better" if (difference.value > 0) == (measure.better == "higher") else "worse"
