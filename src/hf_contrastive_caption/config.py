@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -10,10 +11,17 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
+from hf_contrastive_caption.evaluation.score import (
+    LOWER_IS_BETTER,
+    MEASURES,
+    needs_retrieval,
+    parse_score,
+    recall_number,
+)
 
 _NO_LOGITS = "logits are never kept here; `evaluate()` reports the loss, the log-ratios and the ranking by itself"
 _NOISE = "it adds noise to the target's scores, and the log-ratio to the reference must be free of it"
-_GENERATION = "evaluation scores captions and generates none; use `caption_images` on the trained model"
+_GENERATION = "with eval_captions=N every evaluation generates captions for N images and measures them"
 _TOKENS = "a batch has no `input_ids` of its own; captions are ragged"
 _ORDER = "the order of an epoch is a keyed permutation, so that a resume and any number of processes see the same rows"
 
@@ -27,8 +35,6 @@ REFUSED_OPTIONS: dict[str, str] = {
     "eval_do_concat_batches": _NO_LOGITS,
     "eval_use_gather_object": _NO_LOGITS,
     "fp16_full_eval": "it would cast the target and not the reference; fp16=True runs both under autocast",
-    "generation_max_length": _GENERATION,
-    "generation_num_beams": _GENERATION,
     "include_for_metrics": _NO_LOGITS,
     "include_num_input_tokens_seen": _TOKENS,
     "label_names": "captions are not labels: they come as a CaptionBatch",
@@ -82,6 +88,14 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         max_caption_tokens: Longest caption in tokens, the end token included; the decoder's positions if not given.
         packing: How captions are laid out, ``"auto"``, ``"packed"`` or ``"repeated"``; see :class:`Captioner`.
         max_logits_bytes: Largest size of the logits that are held at one time.
+        eval_captions: How many images of the evaluation data, chosen by the seed, are captioned at each evaluation,
+            which gives ``eval_cider_d``, ``eval_rouge_l``, ``eval_invented`` and ``eval_distinct_share``; 0 for none.
+            ``generation_num_beams`` and ``generation_max_length`` (in new tokens) say how; 3 beams if not given.
+        eval_retrieval_pool: How many of these images take part in self-retrieval, which gives ``eval_recall_at_1`` and
+            others; all of them if not given, 0 for none.
+        eval_score: A weighted sum of these measures, such as ``"cider_d + 2 * recall_at_1"``, logged as
+            ``eval_score``. With ``metric_for_best_model="score"`` it chooses the best checkpoint; the validation loss
+            and the likelihood choose wrongly by design.
         model_init_kwargs: Arguments of ``from_pretrained`` for a ``model`` given by name (not for the reference).
             Weights are loaded as float32 unless this says another dtype.
     """
@@ -110,6 +124,9 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     max_caption_tokens: int | None = field(default=None, metadata={"help": "Longest caption in tokens."})
     packing: str = field(default="auto", metadata={"help": "'auto', 'packed' or 'repeated'."})
     max_logits_bytes: int = field(default=DEFAULT_MAX_LOGITS_BYTES, metadata={"help": "Bytes of logits held at once."})
+    eval_captions: int = field(default=0, metadata={"help": "Images that are captioned at each evaluation."})
+    eval_retrieval_pool: int | None = field(default=None, metadata={"help": "How many of them for self-retrieval."})
+    eval_score: str | None = field(default=None, metadata={"help": "Such as 'cider_d + 2 * recall_at_1'."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "For from_pretrained of the model; JSON on a command line."}
     )
@@ -122,6 +139,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         """
         self._check_refused()
         self._check_own()
+        self._check_evaluation()
         if isinstance(self.caption_columns, str):
             self.caption_columns = [self.caption_columns]
         if self.bf16 is None:
@@ -135,6 +153,11 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                 "dimension, and captions are ragged; leave both off: every process reads its own rows"
             )
         accelerator_config.dispatch_batches = False  # Accelerate's default for streams is True
+
+    @property
+    def score_weights(self) -> dict[str, float]:
+        """The weights in :attr:`eval_score`, by measure."""
+        return {} if self.eval_score is None else parse_score(self.eval_score)
 
     @property
     def draw_seed(self) -> int:
@@ -166,6 +189,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         elif isinstance(per_image, str) and per_image != "all":
             raise ValueError(f"captions_per_image is {per_image!r}, but must be a whole number or 'all'")
         smallest = {
+            "eval_captions": 0,
+            "eval_retrieval_pool": 0,
             "num_negatives": 1,
             "captions_per_image": 1,
             "reservoir_size": 2,
@@ -182,6 +207,36 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(
                     f"{name} must be above 0 and finite, but is {getattr(self, name)}; the paper uses 1.0"
+                )
+
+    def _check_evaluation(self) -> None:
+        """Captions must be generated for what is measured of them."""
+        if self.eval_retrieval_pool is not None and self.eval_retrieval_pool > self.eval_captions:
+            raise ValueError(
+                f"eval_retrieval_pool={self.eval_retrieval_pool} images, but only eval_captions={self.eval_captions} "
+                "are captioned; raise eval_captions, or leave eval_retrieval_pool out to use all of them"
+            )
+        wanted = {name: "eval_score" for name in self.score_weights}
+        best = (self.metric_for_best_model or "").removeprefix("eval_")
+        if re.search(r"[+*@]", best):
+            raise ValueError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}; give the sum as eval_score={best!r} and "
+                "set metric_for_best_model='score' (recall is called recall_at_1)"
+            )
+        if best == "score" and self.eval_score is None:
+            raise ValueError("metric_for_best_model='score' needs eval_score, such as 'cider_d + 2 * recall_at_1'")
+        if best in MEASURES or recall_number(best) is not None:
+            wanted[best] = "metric_for_best_model"
+            if self.greater_is_better is None:
+                self.greater_is_better = best not in LOWER_IS_BETTER
+        for name, option in wanted.items():
+            if self.eval_captions < 2:
+                raise ValueError(f"{option} takes {name}, which needs eval_captions, such as eval_captions=500")
+            pool = self.eval_captions if self.eval_retrieval_pool is None else self.eval_retrieval_pool
+            if needs_retrieval(name) and pool <= (recall_number(name) or 1):
+                raise ValueError(
+                    f"{option} takes {name}, but eval_retrieval_pool={pool}: it must be above the number of images "
+                    "that count as found"
                 )
 
 

@@ -7,13 +7,21 @@ import logging
 import os
 from typing import Any
 
+import datasets
+
 from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.captioners.registry import split_processing_class
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.data import ContrastiveCaptionDataset, ContrastiveCaptionStream
+from hf_contrastive_caption.data.examples import Augmentation
+from hf_contrastive_caption.evaluation.in_training import EvaluationPool
 from hf_contrastive_caption.loading import load_model, load_processing
+from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import FrozenReference, frozen_copy
 
 logger = logging.getLogger(__name__)
+
+CaptionData = ContrastiveCaptionDataset | ContrastiveCaptionStream
 
 _REFUSED_ARGUMENTS = {
     "compute_loss_func": "the objective is the loss; see ContrastiveCaptionConfig(objective=...)",
@@ -104,6 +112,95 @@ def make_reference(
     captioner = make_captioner(reference_model, processing_class, args, "reference_model")
     _check_nothing_shared(captioner, target)
     return FrozenReference(captioner)
+
+
+def distinct_processors(target: Captioner, reference: FrozenReference | None) -> list[CaptionProcessor]:
+    """The target's processor, and the reference's where it reads captions or images in another way."""
+    own = target.processor
+    if reference is None:
+        return [own]
+    other = reference.captioner.processor
+    same_text = other.text_fingerprint() == own.text_fingerprint()
+    same_images = other.image_fingerprint() == own.image_fingerprint()
+    return [own] if same_text and same_images else [own, other]
+
+
+def make_data(
+    dataset: Any,
+    processors: list[CaptionProcessor],
+    num_negatives: int,
+    args: ContrastiveCaptionConfig,
+    augment: Augmentation | None,
+    *,
+    evaluation: bool,
+) -> CaptionData | None:
+    """Turn a data set with images and captions into one with positives and negatives."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, (ContrastiveCaptionDataset, ContrastiveCaptionStream)):
+        _check_data(dataset, processors, num_negatives, args)
+        return dataset
+    options: dict[str, Any] = {
+        "num_negatives": num_negatives,
+        "seed": args.draw_seed,
+        "captions_per_image": 1 if evaluation else args.captions_per_image,
+        "image_column": args.image_column,
+        "caption_columns": args.caption_columns,
+        "image_id_column": args.image_id_column,
+        "augment": augment,
+        "on_bad_image": args.on_bad_image,
+        "evaluation": evaluation,
+    }
+    if isinstance(dataset, datasets.IterableDataset):
+        batch_size = args.eval_batch_size if evaluation else args.train_batch_size
+        options |= {"reservoir_size": args.reservoir_size, "pad_to": batch_size * args.world_size}
+        return ContrastiveCaptionStream(dataset, processors, **options)
+    with args.main_process_first(desc="tokenizing captions"):
+        data = ContrastiveCaptionDataset(dataset, processors, num_proc=args.dataset_num_proc, **options)
+    if len(set(data.n_cut)) > 1:
+        logger.warning(
+            "%d captions are cut for the target and %d for the reference, so their log-ratios compare different "
+            "texts; raise max_caption_tokens, or leave such captions out",
+            *data.n_cut,
+        )
+    return data
+
+
+def _check_data(
+    data: CaptionData, processors: list[CaptionProcessor], num_negatives: int, args: ContrastiveCaptionConfig
+) -> None:
+    """Whether a data set made by the user fits the trainer."""
+    if data.num_negatives != num_negatives:
+        raise ValueError(
+            f"the data set draws {data.num_negatives} negatives for each positive, but objective="
+            f"{args.objective!r} with num_negatives={args.num_negatives} takes {num_negatives}; make both the same"
+        )
+    texts = [processor.text_fingerprint() for processor in data.processors]
+    if texts != [processor.text_fingerprint() for processor in processors]:
+        raise ValueError(
+            "the data set was made with another tokenizer, end token or longest caption than the trainer's; make "
+            "it with captioner_for(model, processing_class).processor (and the reference's, if it has its own)"
+        )
+
+
+def make_evaluation_pool(data: ContrastiveCaptionDataset, args: ContrastiveCaptionConfig) -> EvaluationPool:
+    """The images of an evaluation data set that are captioned at every evaluation."""
+    columns = data.columns
+    pool = args.eval_captions if args.eval_retrieval_pool is None else args.eval_retrieval_pool
+    return EvaluationPool(
+        data.source,
+        (columns.image, columns.captions, columns.image_id),
+        num_images=args.eval_captions,
+        retrieval_pool=pool,
+        seed=args.draw_seed,
+        score=args.score_weights,
+    )
+
+
+def generation_arguments(args: ContrastiveCaptionConfig) -> dict[str, Any]:
+    """How captions are generated at an evaluation."""
+    given = {"num_beams": args.generation_num_beams, "max_new_tokens": args.generation_max_length}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _check_nothing_shared(reference: Captioner, target: Captioner) -> None:

@@ -18,18 +18,27 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import largest_difference
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
-from hf_contrastive_caption.construction import check_arguments, make_captioner, make_reference, refuse_arguments
+from hf_contrastive_caption.construction import (
+    CaptionData,
+    check_arguments,
+    distinct_processors,
+    generation_arguments,
+    make_captioner,
+    make_data,
+    make_evaluation_pool,
+    make_reference,
+    refuse_arguments,
+)
 from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset, ContrastiveCaptionStream
 from hf_contrastive_caption.data.sampler import EpochSampler
+from hf_contrastive_caption.evaluation.in_training import EvaluationPool, warn_of_collapse
 from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.objectives import Batch, ContrastiveObjective, MLEObjective, Objective, ObjectiveOutput
-from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import FrozenReference
 from hf_contrastive_caption.statistics import RunningMeans
+from hf_contrastive_caption.trackers import SHOWN_IMAGES, log_caption_table
 
 logger = logging.getLogger(__name__)
-
-CaptionData = ContrastiveCaptionDataset | ContrastiveCaptionStream
 
 
 class ContrastiveCaptionTrainer(Seq2SeqTrainer):
@@ -92,11 +101,12 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         self.captioner = make_captioner(model, processing_class, args, "model")
         self.reference = make_reference(self.captioner, reference_model, reference_processing_class, args)
         self.objective = self._objective(args)
-        self._processors = self._distinct_processors()
+        self._processors = distinct_processors(self.captioner, self.reference)
         self._train_means, self._eval_means = RunningMeans(), RunningMeans()
         self._skipped_images, self._newly_skipped = 0, torch.zeros((), dtype=torch.long)
         self._eval_skipped = torch.zeros((), dtype=torch.long)
         self._checked_noise = False
+        self._pools: dict[int, EvaluationPool] = {}
         super().__init__(
             model=self.captioner.model,
             args=args,
@@ -125,62 +135,10 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
     def _num_negatives(self, args: ContrastiveCaptionConfig) -> int:
         return 0 if self.reference is None else args.num_negatives
 
-    def _distinct_processors(self) -> list[CaptionProcessor]:
-        """The target's processor, and the reference's where it reads captions or images in another way."""
-        target = self.captioner.processor
-        if self.reference is None:
-            return [target]
-        reference: CaptionProcessor = self.reference.captioner.processor
-        same_text = reference.text_fingerprint() == target.text_fingerprint()
-        same_images = reference.image_fingerprint() == target.image_fingerprint()
-        return [target] if same_text and same_images else [target, reference]
-
     def _caption_data(self, dataset: Any, args: ContrastiveCaptionConfig, *, evaluation: bool) -> Any:
         """Turn a data set with images and captions into one with positives and negatives."""
-        if dataset is None:
-            return None
-        if isinstance(dataset, (ContrastiveCaptionDataset, ContrastiveCaptionStream)):
-            return self._checked(dataset, args)
-        options: dict[str, Any] = {
-            "num_negatives": self._num_negatives(args),
-            "seed": args.draw_seed,
-            "captions_per_image": 1 if evaluation else args.captions_per_image,
-            "image_column": args.image_column,
-            "caption_columns": args.caption_columns,
-            "image_id_column": args.image_id_column,
-            "augment": None if evaluation else self.augment,
-            "on_bad_image": args.on_bad_image,
-            "evaluation": evaluation,
-        }
-        if isinstance(dataset, datasets.IterableDataset):
-            batch_size = args.eval_batch_size if evaluation else args.train_batch_size
-            options |= {"reservoir_size": args.reservoir_size, "pad_to": batch_size * args.world_size}
-            return ContrastiveCaptionStream(dataset, self._processors, **options)
-        with args.main_process_first(desc="tokenizing captions"):
-            data = ContrastiveCaptionDataset(dataset, self._processors, num_proc=args.dataset_num_proc, **options)
-        if len(set(data.n_cut)) > 1:
-            logger.warning(
-                "%d captions are cut for the target and %d for the reference, so their log-ratios compare different "
-                "texts; raise max_caption_tokens, or leave such captions out",
-                *data.n_cut,
-            )
-        return data
-
-    def _checked(self, data: CaptionData, args: ContrastiveCaptionConfig) -> CaptionData:
-        """A data set made by the user, if it fits the trainer."""
-        wanted = self._num_negatives(args)
-        if data.num_negatives != wanted:
-            raise ValueError(
-                f"the data set draws {data.num_negatives} negatives for each positive, but objective="
-                f"{args.objective!r} with num_negatives={args.num_negatives} takes {wanted}; make both the same"
-            )
-        texts = [processor.text_fingerprint() for processor in data.processors]
-        if texts != [processor.text_fingerprint() for processor in self._processors]:
-            raise ValueError(
-                "the data set was made with another tokenizer, end token or longest caption than the trainer's; make "
-                "it with captioner_for(model, processing_class).processor (and the reference's, if it has its own)"
-            )
-        return data
+        augment = None if evaluation else self.augment
+        return make_data(dataset, self._processors, self._num_negatives(args), args, augment, evaluation=evaluation)
 
     def _evaluation_data(self, dataset: Any, args: ContrastiveCaptionConfig) -> Any:
         if isinstance(dataset, dict):
@@ -403,8 +361,32 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         if self.args.on_bad_image == "skip":
             skipped = self._eval_skipped.to(self.args.device)
             means["skipped_images"] = int(self.accelerator.reduce(skipped, reduction="sum"))
+        means |= self._caption_metrics(dataloader, metric_key_prefix)
         metrics = {**(result.metrics or {}), **{f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}}
         return result._replace(metrics=metrics)
+
+    def _caption_metrics(self, dataloader: DataLoader[Any], prefix: str) -> dict[str, float]:
+        """Caption some of the images and measure the captions; they are also shown in the trackers."""
+        data = dataloader.dataset
+        if not self.args.eval_captions or not isinstance(data, ContrastiveCaptionDataset):
+            return {}
+        if id(data.source) not in self._pools:
+            self._pools[id(data.source)] = make_evaluation_pool(data, self.args)  # which holds the data set
+        pool = self._pools[id(data.source)]
+        found = pool.evaluate(self.captioner, self.args.per_device_eval_batch_size, **generation_arguments(self.args))
+        key = f"{prefix}_distinct_share"
+        warn_of_collapse(found.metrics["distinct_share"], [log[key] for log in self.state.log_history if key in log])
+        if self.is_world_process_zero():
+            numbers = range(min(SHOWN_IMAGES, len(found.images)))
+            log_caption_table(
+                self.callback_handler.callbacks,
+                self.state.global_step,
+                f"{prefix}/captions",
+                [found.images.pool[number] for number in numbers],
+                found.captions[: len(numbers)],
+                found.images.references[: len(numbers)],
+            )
+        return found.metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not available: there are no logits to return.

@@ -53,6 +53,10 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         num_proc: Processes for tokenizing and hashing.
         evaluation: Draw the same captions in every epoch.
 
+    Attributes:
+        source: ``dataset`` as it was given.
+        columns: The columns that are used.
+
     Raises:
         TypeError: ``dataset`` is no data set, or a stream.
         ValueError: The columns, the captions or an option do not fit, or a caption can have no negatives.
@@ -82,6 +86,7 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
             raise ValueError("The data set has no rows.")
         if dataset.format["type"] == "custom":
             logger.warning("The transform of the data set is not run; use augment for transforms of images.")
+        self.source = dataset
         self.columns = find_columns(dataset.features, image_column, caption_columns, image_id_column)
         self.processors = tuple(processors)
         self.num_negatives = num_negatives
