@@ -15,7 +15,8 @@ pretrained captioner instead, a folder or a repository on the Hub, with
 Either is the *reference*. It is tuned contrastively, and as a control goes on with MLE for as many steps. The table at
 the end compares the three on the test images. In the output folder stand ``reference`` (from scratch only),
 ``control``, ``contrastive`` (the result; load it with ``VisionEncoderDecoderModel.from_pretrained``), ``results.json``
-and ``captions.json``. A run that was stopped goes on where it was, at the last checkpoint of its stage.
+and a report of each with its captions, ``contrastive.json`` and so on. A run that was stopped goes on where it was, at
+the last checkpoint of its stage.
 
 It runs on the processor or on one GPU; where there are several, choose one with CUDA_VISIBLE_DEVICES=0.
 """
@@ -35,12 +36,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer, captioner_for
 from hf_contrastive_caption.data import CaptionColumns, captions_of, find_columns
-from hf_contrastive_caption.demo.comparison import ModelScores, markdown_table, score_models
+from hf_contrastive_caption.data.files import load_splits
+from hf_contrastive_caption.demo.comparison import ModelScores, learning_rows, score_models, two_sides_rows
+from hf_contrastive_caption.evaluation.measures import aligned_table
 from hf_contrastive_caption.loading import load_model, load_processing
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 
@@ -51,7 +54,7 @@ SPLITS = ("train", "validation", "test")
 def main(arguments: list[str] | None = None) -> list[ModelScores]:
     options = parse(arguments)
     start = perf_counter()
-    data = load_splits(options.data, options.held_out, options.seed)
+    data = three_splits(options.data, options.held_out, options.seed)
     columns = find_columns(data["train"].features)
     print(", ".join(f"{name}: {len(data[name])} rows" for name in SPLITS), flush=True)
 
@@ -65,10 +68,14 @@ def main(arguments: list[str] | None = None) -> list[ModelScores]:
         data["validation"],
         data["test"],
         training_arguments(options, options.output / "scores", objective="contrastive"),
-        image_column=columns.image,
+        metrics=("cider_d", "bleu", "rouge_l"),
+        cache_dir=options.output / "cache",
     )
-    print(markdown_table(rows))
+    print(aligned_table(learning_rows(rows)), end="\n\n")
+    print(aligned_table(two_sides_rows(rows)))
     write_results(options, data, rows, perf_counter() - start)
+    contrastive, control = rows[2].report, rows[1].report
+    print(f"\n{contrastive.compare(control).to_markdown()}\n")
     print(f"The contrastively tuned captioner is in {folders['contrastive']}")
     return rows
 
@@ -76,20 +83,12 @@ def main(arguments: list[str] | None = None) -> list[ModelScores]:
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-def load_splits(source: Path, held_out: float, seed: int) -> DatasetDict:
-    """Load parquet files or an imagefolder; missing splits are cut from the training split, never within an image."""
-    if not source.exists():
-        raise SystemExit(f"--data {source} does not exist.")
-    if source.is_file():
-        data = load_dataset("parquet", data_files=str(source))
-    elif any(source.rglob("*.parquet")):
-        data = load_dataset("parquet", data_dir=str(source))
-    elif any(source.glob("metadata.*")):  # one list for all images: one split, whatever the files are called
-        data = load_dataset("imagefolder", data_files={"train": str(source / "**")})
-    elif any(source.glob("*/**/metadata.*")):
-        data = load_dataset("imagefolder", data_dir=str(source))
-    else:
-        raise SystemExit(f"--data {source} has neither parquet files nor a metadata.jsonl or metadata.csv.")
+def three_splits(source: Path, held_out: float, seed: int) -> DatasetDict:
+    """Load the data; missing splits are cut from the training split, never within an image."""
+    try:
+        data = load_splits(source)
+    except ValueError as error:
+        raise SystemExit(f"--data: {error}") from error
     if "train" not in data:
         raise SystemExit(f"--data {source} has the splits {', '.join(data)}, but there must be one called train.")
     for name in SPLITS[1:]:
@@ -239,7 +238,7 @@ def training_arguments(options: argparse.Namespace, folder: Path, **others: Any)
 
 
 def write_results(options: argparse.Namespace, data: DatasetDict, rows: list[ModelScores], seconds: float) -> None:
-    """Write ``results.json``: the numbers and what made them; and ``captions.json``: what was generated."""
+    """Write ``results.json``: the numbers and what made them; and the report of each captioner."""
     packages = ("torch", "transformers", "datasets", "accelerate")
     results = {
         "command": shlex.join(["python", *sys.argv]),
@@ -250,9 +249,9 @@ def write_results(options: argparse.Namespace, data: DatasetDict, rows: list[Mod
         "seconds": round(seconds, 1),
         "models": {row.name: row.numbers() for row in rows},
     }
-    captions = {row.name: row.captions for row in rows}
     write_json(options.output / "results.json", results)
-    write_json(options.output / "captions.json", captions)
+    for row in rows:
+        row.report.save(options.output / f"{row.name}.json")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

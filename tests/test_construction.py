@@ -39,7 +39,7 @@ def test_a_reference_with_its_own_vocabulary(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("predict_with_generate", True, "caption_images"),
+        ("predict_with_generate", True, "eval_captions"),
         ("auto_find_batch_size", True, "gradient_accumulation_steps"),
         ("neftune_noise_alpha", 5.0, "noise"),
         ("use_liger_kernel", True, "fused"),

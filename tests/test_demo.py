@@ -12,24 +12,21 @@ from rich.console import Console
 from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
 
 from hf_contrastive_caption.captioners import captioner_for
+from hf_contrastive_caption.console import CommandConsole
 from hf_contrastive_caption.data.scenes import scenes
-from hf_contrastive_caption.demo.comparison import COLUMNS, ModelScores, markdown_table
-from hf_contrastive_caption.demo.console import DemoConsole
+from hf_contrastive_caption.demo.comparison import LEARNING, learning_rows, two_sides_rows
 from hf_contrastive_caption.demo.run import DemoResult, loading_lines, run_demo
 from hf_contrastive_caption.demo.settings import QUICK, DemoSettings
 from hf_contrastive_caption.generation import caption_images
 
-ROWS = (
-    ModelScores("reference", 1.38629, 0.0, 1 / 6, 0.25, 2, ("a", "b", "a")),
-    ModelScores("contrastive", 1.1, 1.234, 0.5, 0.4, 3, ("a", "b", "c")),
-)
+TABLE = (("model", "validation loss"), ("reference", "1.386"), ("contrastive", "1.100"))
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoSettings, DemoResult, str]:
     settings = DemoSettings(**QUICK, output_dir=tmp_path_factory.mktemp("demo"), seed=1)
     printed = io.StringIO()
-    result = run_demo(settings, DemoConsole(Console(file=printed, highlight=False)))
+    result = run_demo(settings, CommandConsole(Console(file=printed, highlight=False)))
     return settings, result, printed.getvalue()
 
 
@@ -42,18 +39,29 @@ def test_the_reference_compared_with_itself_is_the_zero_of_the_table(quick):
     assert reference.ranked_first == pytest.approx(1 / 6, abs=1e-6)
     assert abs(control.validation_loss - 1.386294) > 1e-4 and abs(contrastive.validation_loss - 1.386294) > 1e-4
     for row in result.rows:
-        assert len(row.captions) == 16 and row.distinct_captions == len(set(row.captions))
+        assert len(row.captions) == 16 and row.report["distinct_captions"] == len(set(row.captions))
         assert 0 <= row.ranked_first_by_log_prob <= 1
+        assert row.report.num_images == row.report.num_referenced == 16
+        assert row.report.chance["recall_at_1"] == 1 / 16
 
 
 def test_piped_output_is_plain(quick):
     _, result, printed = quick
     assert "\x1b" not in printed and "\r" not in printed
     lines = printed.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("| model"))
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start : start + 5]]
-    assert cells[0] == list(COLUMNS)
-    assert [tuple(line) for line in cells[2:]] == [row.cells() for row in result.rows]
+    headings = [number for number, line in enumerate(lines) if line.startswith("| -----")]
+    tables = [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[number - 1 : number + 4]]
+        for number in headings
+    ]
+    assert tables[0][0] == list(LEARNING)
+    assert [tuple(line) for line in tables[0][2:]] == [row.cells() for row in result.rows]
+    both = ["", "R@1 (%)", "R@5 (%)", "R@10 (%)", "CIDEr-D", "invented (%)", "distinct captions (%)"]
+    assert tables[1][0] == both
+    assert [tables[1][0], *tables[1][2:]] == [list(row) for row in two_sides_rows(result.rows)]
+    assert [tables[0][0], *tables[0][2:]] == [list(row) for row in learning_rows(result.rows)]
+    recall = result.rows[2].report.measures["recall_at_1"]
+    assert tables[1][4][1] == recall.text() and recall.interval.low <= recall.value <= recall.interval.high
     for stage in ("Drawing scenes", "Reference: MLE from scratch", "Control", "Contrastive tuning", "Comparing"):
         assert sum(line.startswith(stage) for line in lines) == 2  # when it starts, and how long it took
 
@@ -83,35 +91,27 @@ def test_the_saved_model_is_the_tuned_one_and_the_printed_lines_load_it(quick, c
 def test_the_same_seed_gives_the_same_numbers(quick, tmp_path: Path):
     settings, result, _ = quick
     again = run_demo(
-        DemoSettings(**QUICK, output_dir=tmp_path, seed=1), DemoConsole(Console(file=io.StringIO(), highlight=False))
+        DemoSettings(**QUICK, output_dir=tmp_path, seed=1),
+        CommandConsole(Console(file=io.StringIO(), highlight=False)),
     )
     for first, second in zip(result.rows, again.rows, strict=True):
         assert second.captions == first.captions
         assert second.validation_loss == pytest.approx(first.validation_loss, abs=1e-5)
 
 
-def test_markdown_table():
-    assert markdown_table(ROWS).splitlines() == [
-        "| model       | validation loss | margin | ranked first | ranked first by log-prob | distinct captions |",
-        "| ----------- | --------------: | -----: | -----------: | -----------------------: | ----------------: |",
-        "| reference   |           1.386 |   0.00 |        16.7% |                    25.0% |            2 of 3 |",
-        "| contrastive |           1.100 |   1.23 |        50.0% |                    40.0% |            3 of 3 |",
-    ]
-
-
 def test_a_terminal_gets_a_table_and_pictures_in_colour():
     file = io.StringIO()
-    console = DemoConsole(
+    console = CommandConsole(
         Console(
             file=file, force_terminal=True, color_system="truecolor", width=120, highlight=False, legacy_windows=False
         )
     )
-    console.table(ROWS)
+    console.table(TABLE, last_stands_out=True)
     console.picture(Image.new("RGB", (64, 64), (10, 20, 30)), [("reference", "two shapes")])
     with console.stage("Training", 4) as advance:
         advance(4, "loss 1.000")
     shown = file.getvalue()
-    assert "╭" in shown and "50.0%" in shown
+    assert "╭" in shown and "1.100" in shown
     assert shown.count("▀") == 24 * 12 and "\x1b[38;2;10;20;30;48;2;10;20;30m" in shown
     assert "two shapes" in shown and "Training: 0 s, loss 1.000" in shown
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 
@@ -21,6 +22,21 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def model_digest(model: nn.Module) -> str:
+    """A hash of what a transformers model computes with: its class, config, weights, and the adapters of PEFT.
+
+    Weights are not all: the number of attention heads, the start token and the scale of an adapter are none.
+    """
+    adapters: dict[str, Any] = {}
+    base: Any = model
+    if isinstance(model, PeftModel):
+        adapters = {name: config.to_dict() for name, config in model.peft_config.items()}
+        base = model.get_base_model()
+    return json_digest(
+        [type(base).__qualname__, base.config.to_json_string(use_diff=False), weights_digest(model), adapters]
+    )
+
+
 def json_digest(value: Any) -> str:
-    """A hash of anything that JSON can hold."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+    """A hash of anything that JSON can hold, and of sets."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=sorted).encode(), digest_size=16).hexdigest()

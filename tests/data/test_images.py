@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_contrastive_caption.data.images import BadImageError, describe, image_hash, open_image, to_rgb
+from hf_contrastive_caption.data.images import (
+    BadImageError,
+    describe,
+    image_hash,
+    iterate_images,
+    open_image,
+    open_numbered,
+    to_rgb,
+)
 
 from .conftest import png
 
@@ -182,3 +190,26 @@ def test_hashing_needs_something_to_hash(tmp_path):
     with pytest.raises(BadImageError, match="empty image value"):
         image_hash({"bytes": None, "path": None})
     assert describe(3.5) == "a value of type float"
+
+
+def test_one_image_or_any_number_of_them(tmp_path):
+    image, content = Image.new("RGB", (1, 1), (5, 6, 7)), png((5, 6, 7), (1, 1))
+    path = tmp_path / "image.png"
+    for one in (image, content, bytearray(content), path, str(path), {"bytes": content, "path": None}):
+        (only,) = iterate_images(one)
+        assert only is one
+    for several in ([image, content], (image,), iter([content]), []):
+        assert iterate_images(several) is several  # not read: it may be a column of a large data set
+    for nothing in (3, None, 2.5):
+        with pytest.raises(TypeError, match=f"Got a {type(nothing).__name__} as images. Accepted: a PIL image"):
+            iterate_images(nothing)
+
+
+def test_messages_have_the_number_of_the_image():
+    assert pixels(open_numbered(Image.new("L", (1, 1), 9), 4)) == [[[9] * 3]]
+    with pytest.raises(BadImageError, match="Image 4: an image of 8 bytes does not open"):
+        open_numbered(b"no image", 4)
+    with pytest.raises(BadImageError, match="Image 0: an empty image value is no image"):
+        open_numbered(None, 0)
+    with pytest.raises(TypeError, match=r"Image 7 is a row with the columns image, captions. .*dataset\['image'\]"):
+        open_numbered({"image": Image.new("RGB", (1, 1)), "captions": ["a"]}, 7)

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoTokenizer, TrainerCallback, VisionEncoderDecoderModel
 
 from hf_contrastive_caption.captioners import captioner_for
 from hf_contrastive_caption.data.scenes import scenes
+from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.generation import caption_images
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_captioner.py"
@@ -56,7 +59,8 @@ def test_from_scratch_on_parquet(finished, parquet):
     assert results["rows"] == {"train": 24, "validation": 8, "test": 8}
     assert results["models"] == {row.name: row.numbers() for row in rows}
     assert set(results["models"]["control"]) >= {
-        "validation_loss", "margin", "ranked_first", "ranked_first_by_log_prob", "distinct_captions"
+        "validation_loss", "margin", "ranked_first", "ranked_first_by_log_prob", "distinct_captions", "recall_at_1",
+        "cider_d", "invented",
     }  # fmt: skip
     model = VisionEncoderDecoderModel.from_pretrained(output / "contrastive")
     processing = (
@@ -65,20 +69,49 @@ def test_from_scratch_on_parquet(finished, parquet):
     )
     processor = captioner_for(model, processing).processor
     test = Dataset.from_parquet(str(parquet / "test-00000-of-00001.parquet"))
-    captions = caption_images(model, processor, test["image"])
-    assert captions == json.loads((output / "captions.json").read_text())["contrastive"] == list(rows[2].captions)
+    captions = caption_images(model, processor, test["image"], max_new_tokens=40)  # as --max-caption-tokens says
+    report = CaptionerReport.load(output / "contrastive.json")
+    assert captions == list(report.captions) == list(rows[2].captions)
+    assert report["recall_at_1"] == rows[2].report["recall_at_1"] == results["models"]["contrastive"]["recall_at_1"][0]
 
 
 def test_a_second_run_reuses_what_is_finished(example, parquet, finished, capsys):
     output, rows = finished
     before = (output / "reference" / "model.safetensors").stat().st_mtime_ns
-    (output / "contrastive" / example.FINISHED).unlink()  # as if it had been stopped in the last stage
+    stage = output / "contrastive" / example.STAGE
+    made_with = json.loads(stage.read_text())
+    assert made_with["finished"] and not list((output / "contrastive").glob("checkpoint-*"))
+    stage.write_text(json.dumps({**made_with, "finished": False}))  # as if it had been stopped in the last stage
     again = example.main(["--data", str(parquet), "--output", str(output), *TINY])
     shown = capsys.readouterr().out
     assert "reference: reused" in shown and "control: reused" in shown and "contrastive: reused" not in shown
     assert (output / "reference" / "model.safetensors").stat().st_mtime_ns == before
     assert [row.captions for row in again] == [row.captions for row in rows]
     assert again[2].validation_loss == pytest.approx(rows[2].validation_loss, abs=1e-5)
+
+
+def test_a_stage_that_was_stopped_goes_on_at_its_checkpoint(example, parquet, finished, tmp_path, monkeypatch):
+    """Stopped after two of three steps, then resumed: the very weights of a run that was not stopped."""
+    whole, _ = finished
+
+    class Stopped(Exception):
+        pass
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise Stopped
+
+    words = ["--data", str(parquet), "--output", str(tmp_path), *TINY, "--save-steps", "2"]
+    trainer = example.ContrastiveCaptionTrainer
+    with monkeypatch.context() as patch:
+        patch.setattr(example, "ContrastiveCaptionTrainer", lambda **given: trainer(**given, callbacks=[Stop()]))
+        with pytest.raises(Stopped):
+            example.main(words)
+    assert (tmp_path / "reference" / "checkpoint-2").is_dir()
+    example.main(words)
+    first, second = (load_file(folder / "reference" / "model.safetensors") for folder in (whole, tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_other_options_do_not_reuse_silently(example, parquet, finished):
@@ -114,7 +147,7 @@ def test_folders_of_images_become_splits(example, tmp_path):
             row["image"].save(tmp_path / split / f"{row['image_id']}.png")
             lines.append(f'{row["image_id"]}.png,"{row["captions"][0]}"')
         (tmp_path / split / "metadata.csv").write_text("\n".join(lines) + "\n")
-    data = example.load_splits(tmp_path, 0.1, 0)
+    data = example.three_splits(tmp_path, 0.1, 0)
     assert data.num_rows == {"train": 6, "validation": 3, "test": 2}
     assert set(data["test"].column_names) == {"image", "caption"}
 
@@ -131,4 +164,4 @@ def test_no_image_is_in_two_splits(example):
 def test_data_that_is_not_there_is_named(example, tmp_path, content):
     source = tmp_path if content else tmp_path / "missing"
     with pytest.raises(SystemExit, match="neither parquet files" if content else "does not exist"):
-        example.load_splits(source, 0.1, 0)
+        example.three_splits(source, 0.1, 0)

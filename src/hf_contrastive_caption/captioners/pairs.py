@@ -114,7 +114,8 @@ class PairScorer:
     def _by_rows(self, states: Images) -> Tensor:
         captioner = self.captioner
         num_images = next(iter(states.values())).shape[0]
-        by_length = sorted(range(len(self._distinct)), key=lambda number: len(self._distinct[number]))
+        # The longest first: all rows of a piece are as wide as its first one.
+        by_length = sorted(range(len(self._distinct)), key=lambda number: -len(self._distinct[number]))
         scores = torch.empty(num_images, len(self._distinct), dtype=torch.float64, device=captioner.device)
         for image in range(num_images):
             one = {name: value[image : image + 1] for name, value in states.items()}
@@ -180,15 +181,16 @@ class _Sizes:
         layers, width = config.num_hidden_layers, config.hidden_size
         tables = {id(module.weight) for module in captioner.decoder.modules() if isinstance(module, nn.Embedding)}
         head = captioner.base_model.get_output_embeddings() or captioner.decoder.get_output_embeddings()
+        projection = {id(weight): weight for weight in head.parameters() if weight.ndim == 2}
         matrices = [weight for weight in captioner.decoder.parameters() if weight.ndim == 2]
-        products = [weight for weight in matrices if id(weight) not in tables]
-        widest = max(max(weight.shape) for weight in products if weight is not head.weight)
+        products = [weight for weight in matrices if id(weight) not in tables | projection.keys()]
+        widest = max(max(weight.shape) for weight in products)
         images, _ = probe(captioner)
         states = next(iter(captioner.encode({name: value[:1] for name, value in images.items()}).values()))
         itemsize = states.element_size()
         self.position_bytes = itemsize * ((2 * layers + 4) * width + 3 * widest)
         self.image_bytes = states.numel() * itemsize * (2 * layers + 1)
-        self._per_position: int = 2 * (sum(weight.numel() for weight in products) + head.weight.numel())
+        self._per_position: int = 2 * sum(weight.numel() for weight in (*products, *projection.values()))
         self._per_pair: float = 4 * layers * width * _ATTENTION_SLOWDOWN
 
     def operations(self, num_positions: int) -> float:

@@ -100,6 +100,11 @@ def split_processing_class(processing_class: Any) -> tuple[PreTrainedTokenizerBa
     return tokenizers[0], image_processors[0]
 
 
+def has_captioner(config: PreTrainedConfig) -> bool:
+    """Whether models of a config are captioners that are known."""
+    return any(config_class in _CAPTIONERS for config_class in type(config).__mro__)
+
+
 def _captioner_class(model: PreTrainedModel) -> type[Captioner]:
     for config_class in type(model.config).__mro__:
         if config_class in _CAPTIONERS:

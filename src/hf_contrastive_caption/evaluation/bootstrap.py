@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +92,7 @@ class Bootstrap:
             statistic: Takes arrays, (resamples, n_images), one for each of ``values``, and gives (resamples,).
             *values: Per-image values, (n_images,).
         """
-        arrays = [np.asarray(value, dtype=np.float64) for value in values]
+        arrays = self._arrays(values)
         value = float(statistic(*(array[None] for array in arrays))[0])
         return Interval(value, *self._ends(self._replicates(statistic, arrays)))
 
@@ -106,13 +106,21 @@ class Bootstrap:
             ours: Its values for one captioner.
             theirs: Its values for the other, in the same order of images.
         """
-        sides = [[np.asarray(value, dtype=np.float64) for value in side] for side in (ours, theirs)]
+        sides = [self._arrays(ours), self._arrays(theirs)]
         value = float(statistic(*(array[None] for array in sides[0]))[0])
         value -= float(statistic(*(array[None] for array in sides[1]))[0])
         replicates = self._replicates(statistic, sides[0]) - self._replicates(statistic, sides[1])
         smaller = min(float(np.mean(replicates <= 0)), float(np.mean(replicates >= 0)))
         p_value = min(1.0, max(2 * smaller, 1 / len(replicates)))
         return Difference(value, *self._ends(replicates), p_value)
+
+    def _arrays(self, values: Sequence[npt.ArrayLike]) -> list[Floats]:
+        arrays = [np.asarray(value, dtype=np.float64) for value in values]
+        shape = (self._items.shape[1],)
+        wrong = next((array.shape for array in arrays if array.shape != shape), None)
+        if wrong is not None:
+            raise ValueError(f"got values of shape {wrong} for a bootstrap of {shape[0]} images; give one per image")
+        return arrays
 
     def _replicates(self, statistic: Callable[..., Floats], arrays: list[Floats]) -> Floats:
         return statistic(*(array[self._items] for array in arrays))

@@ -69,7 +69,8 @@ def captions_for(
     decoding = describe_decoding(captioner.processor, generate_kwargs)
     file = None
     if cache_dir is not None:
-        parts = [CaptionerRetriever(captioner).fingerprint(), pool.fingerprint, repr(sorted(generate_kwargs.items()))]
+        arguments = [repr(sorted(generate_kwargs.items())), str(captioner.base_model.generation_config)]
+        parts = [CaptionerRetriever(captioner).fingerprint(), pool.fingerprint, *arguments]
         file = Path(cache_dir) / f"captions-{json_digest([*parts, decoding])}.json"
         if file.exists():
             return Captions(tuple(json.loads(file.read_text(encoding="utf-8"))), decoding)
@@ -87,14 +88,16 @@ def _written(
 ) -> list[str]:
     state = PartialState()
     mine = range(state.process_index, len(pool), state.num_processes)
-    written = caption_images(
-        captioner.model,
-        captioner.processor,
-        pool.select(mine),
-        batch_size=batch_size,
-        progress=progress and state.is_main_process,
-        **generate_kwargs,
-    )
+    written: list[str] = []
+    if mine:  # there may be fewer images than processes
+        written = caption_images(
+            captioner.model,
+            captioner.processor,
+            pool.select(mine),
+            batch_size=batch_size,
+            progress=progress and state.is_main_process,
+            **generate_kwargs,
+        )
     pairs = list(zip(mine, written, strict=True))
     if state.num_processes > 1:
         pairs = gather_object(pairs)

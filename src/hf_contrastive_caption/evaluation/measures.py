@@ -63,6 +63,10 @@ class Measure:
         shown = self.shown(self.value)
         return shown if self.interval is None else f"{shown} ({self.interval_text()})"
 
+    def numbers(self) -> float | list[float]:
+        """The value, or value, lower and upper end where there is an interval."""
+        return self.value if self.interval is None else list(self.interval)
+
     def minus(self, other: Measure, bootstrap: Bootstrap) -> Difference | None:
         """The paired difference to another captioner's number, ``None`` where there are no per-image values."""
         if self.statistic is None or other.statistic != self.statistic:
@@ -103,13 +107,18 @@ class Measure:
 
 
 def measures_table(title: str, measures: Mapping[str, Measure], chance: Mapping[str, float]) -> str:
-    """Measures below each other as a Markdown table, with intervals, and what a guess would reach beside them."""
-    rows = [[title, "value", "95 % interval", "chance"]]
+    """:func:`measures_rows` as a Markdown table."""
+    return aligned_table(measures_rows(title, measures, chance))
+
+
+def measures_rows(title: str, measures: Mapping[str, Measure], chance: Mapping[str, float]) -> list[Sequence[str]]:
+    """Measures below each other, with intervals, and what a guess would reach beside them; the heading first."""
+    rows: list[Sequence[str]] = [[title, "value", "95 % interval", "chance"]]
     for name, measure in measures.items():
         interval = "" if measure.interval is None else measure.interval_text()
         guess = measure.shown(chance[name]) if name in chance else ""
         rows.append([measure.heading, measure.shown(measure.value), interval, guess])
-    return aligned_table(rows)
+    return rows
 
 
 def aligned_table(rows: Sequence[Sequence[str]]) -> str:

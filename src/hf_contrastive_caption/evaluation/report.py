@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,20 @@ class CaptionerReport:
             ValueError: If the file is not such a report.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            measures = {name: Measure.from_dict(measure) for name, measure in content.pop("measures").items()}
-            captions = tuple(content.pop("captions"))
-            invented = tuple(map(tuple, content.pop("invented_words")))
-            return cls(measures=measures, captions=captions, invented_words=invented, **content)
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a report that CaptionerReport.save wrote ({error!r}).") from error
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CaptionerReport:
+        """What :meth:`to_dict` made, per-image values included; other keys are passed over."""
+        own = {entry.name for entry in fields(cls)} - {"measures", "captions", "invented_words"}
+        return cls(
+            measures={name: Measure.from_dict(measure) for name, measure in content["measures"].items()},
+            captions=tuple(content["captions"]),
+            invented_words=tuple(map(tuple, content["invented_words"])),
+            **{name: content[name] for name in own},
+        )
 
     def to_markdown(self) -> str:
         """A table of all numbers with their intervals, and what they were measured on."""
@@ -160,9 +167,13 @@ class ReportComparison:
         }
 
     def to_markdown(self) -> str:
-        """A table of both captioners with the differences, their intervals, and whether these leave zero out."""
+        """:meth:`rows` as a Markdown table, and what was measured."""
+        return f"{aligned_table(self.rows())}\n\n{self.ours.about()}"
+
+    def rows(self) -> list[Sequence[str]]:
+        """Both captioners, the differences with intervals, and whether these leave zero out; the heading first."""
         ours, theirs = self.ours, self.theirs
-        rows = [["", theirs.name, ours.name, "difference (95 % interval)", "p", "verdict"]]
+        rows: list[Sequence[str]] = [["", theirs.name, ours.name, "difference (95 % interval)", "p", "verdict"]]
         for name, measure in ours.measures.items():
             if name not in theirs.measures:
                 continue
@@ -174,22 +185,29 @@ class ReportComparison:
                 p_value = f"{difference.p_value:.3f}" if difference.p_value > least else f"≤ {least:g}"
                 cells = [measure.difference_text(difference), p_value, _verdict(measure, difference)]
             rows.append([measure.heading, *numbers, *cells])
-        return f"{aligned_table(rows)}\n\n{ours.about()}"
+        return rows
 
 
 def report_table(reports: Sequence[CaptionerReport], names: Sequence[str] = MAIN_MEASURES) -> str:
-    """Several captioners side by side, a row each, as a Markdown table; intervals in parentheses.
+    """:func:`report_rows` as a Markdown table."""
+    return aligned_table(report_rows(reports, names))
+
+
+def report_rows(reports: Sequence[CaptionerReport], names: Sequence[str] = MAIN_MEASURES) -> list[Sequence[str]]:
+    """Several captioners side by side, a row each, the heading first; intervals in parentheses.
 
     Args:
         reports: The reports.
         names: The measures; one that no report has is left out.
     """
     shown = [name for name in names if any(name in report.measures for report in reports)]
-    rows = [["", *(next(r.measures[name].heading for r in reports if name in r.measures) for name in shown)]]
+    rows: list[Sequence[str]] = [
+        ["", *(next(r.measures[name].heading for r in reports if name in r.measures) for name in shown)]
+    ]
     for report in reports:
         cells = [report.measures[name].text() if name in report.measures else "" for name in shown]
         rows.append([report.name, *cells])
-    return aligned_table(rows)
+    return rows
 
 
 def _verdict(measure: Measure, difference: Difference) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES, PairScorer
-from hf_contrastive_caption.fingerprints import json_digest, weights_digest
+from hf_contrastive_caption.fingerprints import json_digest, model_digest
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ class CaptionerRetriever:
 
     def fingerprint(self) -> str:
         """See :meth:`Retriever.fingerprint`."""
-        processor = self.captioner.processor
-        parts = [weights_digest(self.captioner.model), processor.text_fingerprint(), processor.image_fingerprint()]
-        return json_digest([*parts, str(self.captioner.dtype)])
+        captioner, processor = self.captioner, self.captioner.processor
+        parts = [model_digest(captioner.model), processor.text_fingerprint(), processor.image_fingerprint()]
+        return json_digest([*parts, captioner.name, captioner.start_token_id])
 
 
 class _CaptionerScorer:
@@ -152,9 +152,7 @@ class DualEncoderRetriever:
     def fingerprint(self) -> str:
         """See :meth:`Retriever.fingerprint`."""
         settings = self._processor.image_processor.to_json_string()
-        return json_digest(
-            [weights_digest(self.model), settings, sorted(self._processor.tokenizer.get_vocab().items())]
-        )
+        return json_digest([model_digest(self.model), settings, sorted(self._processor.tokenizer.get_vocab().items())])
 
     def _features(self, method: str, inputs: dict[str, Tensor]) -> Tensor:
         with evaluation_mode(self.model), torch.no_grad():

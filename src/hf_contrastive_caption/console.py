@@ -1,4 +1,4 @@
-"""What the demo prints: pleasant in a terminal, plain text and a Markdown table where it is piped."""
+"""What commands print: pleasant in a terminal, plain text and Markdown tables where it is piped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from hf_contrastive_caption.demo.comparison import COLUMNS, ModelScores, markdown_table
+from hf_contrastive_caption.evaluation.measures import aligned_table
 
 Advance = Callable[[int, str], None]
 """Called with the number of steps that are done and a word about them."""
@@ -26,7 +26,7 @@ _PREVIEW = 24
 """Width of a picture in characters."""
 
 
-class DemoConsole:
+class CommandConsole:
     """Headings, progress bars, one table and pictures.
 
     Args:
@@ -72,16 +72,17 @@ class DemoConsole:
         after = f", {note}" if note else ""
         self.say(f"{title}: {perf_counter() - start:.0f} s{after}")
 
-    def table(self, rows: Sequence[ModelScores]) -> None:
-        """Print the comparison; the last row stands out in a terminal."""
+    def table(self, rows: Sequence[Sequence[str]], *, last_stands_out: bool = False) -> None:
+        """Print a table, the first row its heading; all columns but the first hold numbers."""
         if not self._console.is_terminal:
-            self.say(markdown_table(rows))
+            self.say(aligned_table(rows))
             return
         table = Table(box=box.ROUNDED, header_style="bold")
-        for number, column in enumerate(COLUMNS):
-            table.add_column(column, justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*row.cells(), style="bold green" if row is rows[-1] else "")
+        for number, column in enumerate(rows[0]):
+            table.add_column(Text(column), justify="right" if number else "left")
+        for row in rows[1:]:
+            stands_out = last_stands_out and row is rows[-1]
+            table.add_row(*map(Text, row), style="bold green" if stands_out else "")
         self._console.print(table)
 
     def picture(self, picture: Image.Image, lines: Sequence[tuple[str, str]]) -> None:
@@ -112,7 +113,7 @@ def _half_blocks(picture: Image.Image, width: int) -> Text:
 
 
 class StepProgress(TrainerCallback):
-    """Passes the steps and the loss of a trainer on to :meth:`DemoConsole.stage`."""
+    """Passes the steps and the loss of a trainer on to :meth:`CommandConsole.stage`."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
