@@ -7,9 +7,10 @@ Public names are imported when they are first used (PEP 562), so that importing 
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hf_contrastive_caption.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hf_contrastive_caption.captioners import (
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from hf_contrastive_caption.config import ContrastiveCaptionConfig
     from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset, ContrastiveCaptionStream
     from hf_contrastive_caption.data.scenes import scenes
+    from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner
+    from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
+    from hf_contrastive_caption.evaluation.report import CaptionerReport
+    from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever
+    from hf_contrastive_caption.evaluation.retrieval.self_retrieval import SelfRetrieval, self_retrieval
     from hf_contrastive_caption.generation import caption_images
     from hf_contrastive_caption.losses import contrastive_caption_loss
     from hf_contrastive_caption.processing import CaptionProcessor
@@ -32,13 +38,16 @@ _MODULES = {
     "config": ("ContrastiveCaptionConfig",),
     "data": ("CaptionCollator", "ContrastiveCaptionDataset", "ContrastiveCaptionStream"),
     "data.scenes": ("scenes",),
+    "evaluation.evaluator": ("evaluate_captioner",),
+    "evaluation.metrics.caption_metrics": ("caption_metrics",),
+    "evaluation.report": ("CaptionerReport",),
+    "evaluation.retrieval.retrievers": ("DualEncoderRetriever",),
+    "evaluation.retrieval.self_retrieval": ("SelfRetrieval", "self_retrieval"),
     "generation": ("caption_images",),
     "losses": ("contrastive_caption_loss",),
     "processing": ("CaptionProcessor",),
     "trainer": ("ContrastiveCaptionTrainer",),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
 try:
     __version__ = version("hf-contrastive-caption")
 except PackageNotFoundError:  # used from a source tree that is not installed
@@ -49,27 +58,24 @@ __all__ = [
     "CaptionCollator",
     "CaptionProcessor",
     "Captioner",
+    "CaptionerReport",
     "ContrastiveCaptionConfig",
     "ContrastiveCaptionDataset",
     "ContrastiveCaptionStream",
     "ContrastiveCaptionTrainer",
+    "DualEncoderRetriever",
+    "SelfRetrieval",
     "__version__",
     "caption_batch",
     "caption_images",
+    "caption_metrics",
     "captioner_for",
     "contrastive_caption_loss",
+    "evaluate_captioner",
     "register_captioner",
     "scenes",
+    "self_retrieval",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

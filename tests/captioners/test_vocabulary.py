@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_contrastive_caption.captioners.vocabulary import log_probs_instead_of_logits, log_softmax_of, token_log_probs
+from hf_contrastive_caption.captioners.tries import PrefixTrie, prefix_trie
+from hf_contrastive_caption.captioners.vocabulary import (
+    edge_log_probs,
+    edge_log_probs_instead_of_logits,
+    log_probs_instead_of_logits,
+    log_softmax_of,
+    token_log_probs,
+)
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 50
 ONE_PIECE = 4 * VOCABULARY * TOKENS
@@ -207,5 +215,59 @@ class TestLogProbsInsteadOfLogits:
         head = linear()
         with pytest.raises(IndexError), log_probs_instead_of_logits(head, torch.tensor([99]), torch.tensor([0]), 1):
             head(torch.zeros(1, 2, WIDTH, dtype=torch.float64))  # there is no place 99
+        assert not head._forward_hooks
+        assert not head._forward_pre_hooks
+
+
+class TestEdgeLogProbs:
+    """What a trie asks of the head: several tokens after one node, and none after another."""
+
+    captions = ((1, 2), (1, 3, 2), (1, 3, 4), (5,), (6, 2))
+
+    def problem(self) -> tuple[PrefixTrie, Tensor]:
+        trie = prefix_trie(self.captions, start_token_id=0)
+        generator = torch.Generator().manual_seed(0)
+        return trie, torch.randn(2, trie.num_nodes, WIDTH, generator=generator, dtype=torch.float64)
+
+    @pytest.mark.parametrize("head", [linear(), FactoredHead().double()], ids=["linear", "other"])
+    @pytest.mark.parametrize("nodes", [1, 2, 3, 99])
+    def test_the_head_returns_them(self, head: nn.Module, nodes: int) -> None:
+        trie, states = self.problem()
+        with torch.no_grad():
+            with edge_log_probs_instead_of_logits(head, trie, nodes * 2 * 4 * VOCABULARY):
+                inside = head(states)
+            log_probs = head(states).log_softmax(-1)
+        expected = torch.stack([log_probs[:, node, token] for node, token in zip(*trie[3:5], strict=True)], dim=1)
+        assert inside.shape == (2, len(trie.edge_nodes), 1)
+        torch.testing.assert_close(inside[..., 0], expected, rtol=0, atol=1e-13)
+        assert head(states).shape == (2, trie.num_nodes, VOCABULARY)
+
+    def test_are_taken_in_float32(self) -> None:
+        trie, states = self.problem()
+        logits = (states @ torch.ones(WIDTH, VOCABULARY, dtype=torch.float64)).bfloat16()
+        values = edge_log_probs(logits, trie)
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values, torch.full_like(values, -math.log(VOCABULARY)), rtol=0, atol=1e-5)
+
+    def test_of_some_nodes(self) -> None:
+        trie, states = self.problem()
+        logits = linear()(states)
+        whole = edge_log_probs(logits, trie)
+        parts = [edge_log_probs(logits[:, node : node + 1], trie, node) for node in range(trie.num_nodes)]
+        assert [part.shape[1] for part in parts] == [trie.edge_nodes.eq(node).sum() for node in range(trie.num_nodes)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=0)
+
+    def test_no_tensor_is_larger_than_the_budget(self) -> None:
+        trie = prefix_trie([tuple(range(start, start + 20)) for start in range(20)], start_token_id=0)
+        states, head = torch.randn(3, trie.num_nodes, 4), nn.Linear(4, VOCABULARY)
+        with torch.no_grad(), LargestTensor() as largest, edge_log_probs_instead_of_logits(head, trie, 30_000):
+            head(states)
+        assert largest.numel * 4 <= 30_000
+        assert 3 * trie.num_nodes * VOCABULARY * 4 > 200_000  # what all logits would be
+
+    def test_hooks_go_also_after_an_exception(self) -> None:
+        head, (trie, states) = linear(), self.problem()
+        with pytest.raises(RuntimeError), edge_log_probs_instead_of_logits(head, trie, 1):
+            head(states[..., 1:])
         assert not head._forward_hooks
         assert not head._forward_pre_hooks

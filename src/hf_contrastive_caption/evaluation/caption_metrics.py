@@ -1,0 +1,130 @@
+"""The caption metrics of COCO's evaluation in one call: BLEU, METEOR, ROUGE-L, CIDEr-D, and CIDEr.
+
+Captions and references are tokenized once and their n-grams are counted once, whatever metrics are asked for. Scores
+are those of ``pycocoevalcap`` on the same words, on its scale: 0 to 1, and 0 to 10 for CIDEr.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+
+from hf_contrastive_caption.evaluation.bleu import bleu
+from hf_contrastive_caption.evaluation.cider import cider, cider_d
+from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.meteor import meteor, meteor_available
+from hf_contrastive_caption.evaluation.ngrams import MAX_N
+from hf_contrastive_caption.evaluation.prepared import (
+    MetricScores,
+    PreparedCaptions,
+    PreparedReferences,
+    Tokenize,
+    check_same_number,
+    check_strings,
+)
+from hf_contrastive_caption.evaluation.rouge import rouge_l
+from hf_contrastive_caption.evaluation.tokenization import ptb_tokenize
+
+logger = logging.getLogger(__name__)
+
+_BLEU = tuple(f"bleu_{n}" for n in range(1, MAX_N + 1))
+#: What ``metrics`` may hold; ``"bleu"`` stands for all four.
+METRICS = ("bleu", *_BLEU, "meteor", "rouge_l", "cider_d", "cider")
+
+
+def caption_metrics(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]] | PreparedReferences,
+    *,
+    metrics: Sequence[str] = ("bleu", "meteor", "rouge_l", "cider_d"),
+    document_frequencies: DocumentFrequencies | None = None,
+    tokenize: Tokenize | None = None,
+) -> dict[str, MetricScores]:
+    """Score one caption for each image against the image's references.
+
+    Args:
+        captions: The caption of each image, (n_images,) strings. An empty caption is allowed and scores 0.
+        references: For each image its references, one or more strings; or what :func:`prepare_references` made of
+            them, which saves its work when several models are scored on the same images.
+        metrics: Names from :data:`METRICS`. COCO's evaluation prints ``cider_d`` under the name of CIDEr. METEOR is
+            left out, and one line is logged, where its jar or Java are missing.
+        document_frequencies: For CIDEr-D and CIDEr: a table of a larger set of references, made with the same
+            tokenizer. With ``None`` the scored references are counted, as COCO's evaluation does; scores then depend
+            on the set of images, and are too high for few.
+        tokenize: From captions to the words of each; :func:`ptb_tokenize` if ``None``, or what the prepared
+            references were made with.
+
+    Returns:
+        The scores by name, in the order asked for.
+
+    Raises:
+        TypeError: If there is a string where a list is expected.
+        ValueError: If the numbers of captions and images differ, an image has no references, a name is not known, or
+            ``tokenize`` is not what made the prepared references.
+    """
+    names = _expand(metrics)
+    check_strings(captions, "captions")
+    references = _prepared(references, tokenize)
+    check_same_number(len(captions), len(references))
+    words = PreparedCaptions((references.tokenize or tokenize or ptb_tokenize)(captions))
+    scores: dict[str, MetricScores] = {}
+    if any(name in _BLEU for name in names):
+        scores |= {score.name: score for score in bleu(words, references)}
+    if "rouge_l" in names:
+        scores["rouge_l"] = rouge_l(words, references)
+    for name, scorer in (("cider_d", cider_d), ("cider", cider)):
+        if name in names:
+            scores[name] = scorer(words, references, document_frequencies)
+    if "meteor" in names:
+        missing = meteor_available()
+        if missing is None:
+            scores["meteor"] = meteor(words, references)
+        else:
+            _log_once(missing)
+    return {name: scores[name] for name in names if name in scores}
+
+
+def prepare_references(references: Sequence[Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> PreparedReferences:
+    """Tokenize references once for the captions of any number of models; what is counted in them is kept too.
+
+    Args:
+        references: For each image its references, one or more strings.
+        tokenize: From captions to the words of each.
+
+    Returns:
+        The references, which can be pickled if ``tokenize`` can.
+
+    Raises:
+        TypeError: If there is a string where a list is expected.
+        ValueError: If there is no image, or an image without references.
+    """
+    return PreparedReferences.from_strings(references, tokenize)
+
+
+def _prepared(
+    references: Sequence[Sequence[str]] | PreparedReferences, tokenize: Tokenize | None
+) -> PreparedReferences:
+    if not isinstance(references, PreparedReferences):
+        return prepare_references(references, tokenize or ptb_tokenize)
+    if tokenize is not None and references.tokenize is not None and tokenize is not references.tokenize:
+        raise ValueError(
+            f"the references were tokenized with {references.tokenize!r}, and tokenize={tokenize!r} was given for the "
+            "captions; leave tokenize out, or prepare the references with it"
+        )
+    return references
+
+
+def _expand(metrics: Sequence[str]) -> list[str]:
+    if isinstance(metrics, str):
+        raise TypeError(f"metrics must be a list of names, but is the string {metrics!r}; use ({metrics!r},)")
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown or not metrics:
+        raise ValueError(f"metrics must be one or more of {', '.join(METRICS)}, but are {list(metrics)}")
+    names = [part for name in metrics for part in (_BLEU if name == "bleu" else (name,))]
+    return list(dict.fromkeys(names))
+
+
+@cache
+def _log_once(line: str) -> None:
+    logger.warning("METEOR is left out: %s", line)

@@ -1,0 +1,35 @@
+"""BLEU-1 to BLEU-4 of COCO's evaluation, as a module of the ``evaluate`` library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import evaluate
+
+from hf_contrastive_caption.evaluation.caption_metrics import caption_metrics
+from hf_contrastive_caption.evaluation.modules.features import caption_features, reference_lists
+
+_CITATION = """\
+@inproceedings{papineni2002bleu,
+  title={BLEU: a Method for Automatic Evaluation of Machine Translation},
+  author={Papineni, Kishore and Roukos, Salim and Ward, Todd and Zhu, Wei-Jing},
+  booktitle={ACL},
+  year={2002}
+}
+"""
+
+
+class Bleu(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
+    """BLEU-1 to BLEU-4 of COCO's evaluation; see :mod:`hf_contrastive_caption.evaluation.bleu`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation=_CITATION,
+            inputs_description="predictions: one caption for each image; references: its references.",
+            features=caption_features(),
+        )
+
+    def _compute(self, predictions: list[str], references: list[Any]) -> dict[str, float]:
+        scores = caption_metrics(predictions, reference_lists(references), metrics=("bleu",))
+        return {name: score.corpus for name, score in scores.items()}

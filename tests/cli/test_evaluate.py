@@ -1,0 +1,113 @@
+"""``contrastive-caption evaluate``: two saved captioners on a few drawn scenes."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hf_contrastive_caption.captioners import captioner_for
+from hf_contrastive_caption.cli.main import main
+from hf_contrastive_caption.data.files import load_splits
+from hf_contrastive_caption.data.scenes import scenes
+from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner
+from hf_contrastive_caption.evaluation.report import CaptionerReport
+from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    data = scenes(4, 2, 10, image_size=32)
+    (folder / "data").mkdir()
+    for split, rows in data.items():
+        rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    tokenizer = word_level_tokenizer(caption for captions in data["test"]["captions"] for caption in captions)
+    for name, seed in (("reference", 1), ("tuned", 2)):
+        model = small_captioner(
+            tokenizer, image_size=32, patch_size=8, width=32, encoder_layers=1, decoder_layers=1, heads=2, mlp=64,
+            seed=seed,
+        )  # fmt: skip
+        model.save_pretrained(folder / name)
+        captioner_for(model, (tokenizer, small_image_processor(32))).processor.save_pretrained(folder / name)
+    return folder
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", *map(str, words)])
+    return int(end.value.code or 0)
+
+
+QUICK = ("--metrics", "cider_d,rouge_l", "--max-new-tokens", 8, "--num-beams", 1)
+
+
+def test_one_captioner(folder, capsys):
+    assert run(folder / "tuned", "--data", folder / "data", *QUICK, "--k", "1,3") == 0
+    shown = capsys.readouterr().out
+    data = load_splits(folder / "data")["test"]
+    options = {"metrics": ("cider_d", "rouge_l"), "max_new_tokens": 8, "num_beams": 1, "progress": False}
+    report = evaluate_captioner(folder / "tuned", data, k=(1, 3), name="tuned", **options)
+    table, _, about = report.to_markdown().partition("\n\n")
+    assert table in shown and about in shown
+    assert "10 of 10 images of the split 'test'" in shown
+
+
+def test_two_captioners_and_a_report(folder, tmp_path, capsys):
+    out = tmp_path / "report.json"
+    words = ["--reference", folder / "reference", "--out", out, "--cache-dir", tmp_path / "cache", "--images", 8]
+    assert run(folder / "tuned", "--data", folder / "data", *QUICK, *words) == 0
+    first = capsys.readouterr().out
+    content = json.loads(out.read_text())
+    report = CaptionerReport.load(out)
+    reference = CaptionerReport.from_dict(content["reference"])
+    assert (report.name, reference.name) == ("tuned", "reference") and report.num_images == 8
+    assert report.compare(reference).to_dict() == content["comparison"]
+    assert report.compare(reference).to_markdown().partition("\n\n")[0] in first
+    assert run(folder / "tuned", "--data", folder / "data", *QUICK, *words) == 0  # from what was kept
+    assert json.loads(out.read_text()) == content
+
+
+def test_the_reference_as_judge(folder, tmp_path, capsys):
+    out = tmp_path / "report.json"
+    words = ["--retriever", folder / "reference", "--out", out, "--k", "1"]
+    assert run(folder / "tuned", "--data", folder / "data", *QUICK, *words) == 0
+    own = ["--out", tmp_path / "own.json", "--k", "1"]
+    assert run(folder / "tuned", "--data", folder / "data", *QUICK, *own) == 0
+    judged, by_itself = CaptionerReport.load(out), CaptionerReport.load(tmp_path / "own.json")
+    assert judged.captions == by_itself.captions and judged["cider_d"] == by_itself["cider_d"]
+    assert judged["mean_reciprocal_rank"] != by_itself["mean_reciprocal_rank"]
+
+
+def test_in_a_terminal_the_table_is_drawn(folder, monkeypatch):
+    from hf_contrastive_caption.cli import evaluate as command
+    from hf_contrastive_caption.console import CommandConsole
+
+    file = io.StringIO()
+    console = CommandConsole(Console(file=file, force_terminal=True, width=120, highlight=False))
+    monkeypatch.setattr(command, "CommandConsole", lambda: console)
+    assert run(folder / "tuned", "--data", folder / "data", *QUICK, "--k", "1") == 0
+    assert "╭" in file.getvalue() and "CIDEr-D" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--data", "missing"], 1, "missing does not exist"),
+        (["--data", "data", "--split", "dev"], 1, "there is no split 'dev'"),
+        (["--data", "data", "--k", "1,x"], 2, "no list of whole numbers"),
+        (["--data", "data", "--metrics", "spice"], 1, "metrics must be one or more of"),
+        (["--data", "data", "--out", "nowhere/report.json"], 1, "nowhere/report.json does not exist"),
+        ([], 2, "Missing option"),
+    ],
+)
+def test_wrong_use(folder, monkeypatch, capsys, words, code, message):
+    monkeypatch.chdir(folder)
+    assert run("tuned", *words, "--max-new-tokens", 4, "--num-beams", 1) == code
+    shown = capsys.readouterr().err
+    assert message in " ".join(shown.split()) and "Traceback" not in shown
