@@ -31,12 +31,12 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from hf_contrastive_caption.evaluation.bleu import bleu
-from hf_contrastive_caption.evaluation.caption_metrics import caption_metrics
-from hf_contrastive_caption.evaluation.cider import cider_d
-from hf_contrastive_caption.evaluation.prepared import MetricScores, PreparedCaptions, PreparedReferences
-from hf_contrastive_caption.evaluation.rouge import rouge_l
-from hf_contrastive_caption.evaluation.tokenization import ptb_tokenize
+from hf_contrastive_caption.evaluation.metrics.bleu import bleu
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
+from hf_contrastive_caption.evaluation.metrics.cider import cider_d
+from hf_contrastive_caption.evaluation.metrics.prepared import MetricScores, PreparedCaptions, PreparedReferences
+from hf_contrastive_caption.evaluation.metrics.rouge import rouge_l
+from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
 
 NAMES = {f"bleu_{n}": f"Bleu_{n}" for n in range(1, 5)} | {"rouge_l": "ROUGE_L", "cider_d": "CIDEr"}
 TOLERANCE_WORDS, TOLERANCE_RAW = 1e-9, 1e-3

@@ -22,7 +22,9 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/index.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/training.md", "docs/index.md", "docs/evaluation.md", "docs/metrics.md"]
+)
 def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, processing = tiny.captioner_model(), tiny.processing()

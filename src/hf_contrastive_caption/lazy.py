@@ -27,6 +27,7 @@ def lazy_names(
         return value
 
     def names() -> list[str]:
-        return sorted(home)
+        public: list[str] = sys.modules[package].__all__
+        return sorted(public)
 
     return get, names

@@ -252,8 +252,8 @@ class TestEdgeLogProbs:
     def test_of_some_nodes(self) -> None:
         trie, states = self.problem()
         logits = linear()(states)
-        whole = edge_log_probs(logits, trie)
-        parts = [edge_log_probs(logits[:, node : node + 1], trie, node) for node in range(trie.num_nodes)]
+        whole = edge_log_probs(logits.clone(), trie)  # it overwrites them
+        parts = [edge_log_probs(logits[:, node : node + 1].clone(), trie, node) for node in range(trie.num_nodes)]
         assert [part.shape[1] for part in parts] == [trie.edge_nodes.eq(node).sum() for node in range(trie.num_nodes)]
         torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=0)
 

@@ -8,10 +8,10 @@ import pytest
 from datasets import Dataset
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer, scenes
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner
 from hf_contrastive_caption.evaluation.images import evaluation_images
 from hf_contrastive_caption.evaluation.in_training import warn_of_collapse
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 
 
@@ -87,7 +87,7 @@ def test_the_score_chooses_the_best_model(data, tmp_path):
 
 
 def test_evaluation_leaves_the_training_as_it_is(data, tmp_path):
-    """The same losses with and without captions in between: generation draws from no random state that training uses."""
+    """The same losses with and without captions in between: generation draws from no random state of the training."""
     losses = []
     for number in (0, 8):
         options = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "eval_captions": number}

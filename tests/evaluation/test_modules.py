@@ -7,9 +7,9 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from hf_contrastive_caption.evaluation.caption_metrics import caption_metrics, prepare_references
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
-from hf_contrastive_caption.evaluation.invention import invented_words
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics, prepare_references
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.invention import invented_words
 from hf_contrastive_caption.evaluation.modules import module_names, module_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")

@@ -11,14 +11,14 @@ from datasets import Dataset
 from hf_contrastive_caption.captioners import captioner_for
 from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.evaluation.bootstrap import Bootstrap
-from hf_contrastive_caption.evaluation.caption_metrics import caption_metrics
-from hf_contrastive_caption.evaluation.diversity import cider_btw, distinct_captions, mbleu
 from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner
 from hf_contrastive_caption.evaluation.images import evaluation_images
-from hf_contrastive_caption.evaluation.invention import invented_words
 from hf_contrastive_caption.evaluation.measures import Measure
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
+from hf_contrastive_caption.evaluation.metrics.diversity import cider_btw, distinct_captions, mbleu
+from hf_contrastive_caption.evaluation.metrics.invention import invented_words
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_table
-from hf_contrastive_caption.evaluation.self_retrieval import self_retrieval
+from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")

@@ -17,8 +17,13 @@ from hf_contrastive_caption.captioners.verification import probe
 DEFAULT_MAX_MEMORY_BYTES = 2 * 2**30
 """Working memory of :class:`PairScorer` unless told otherwise, beside the model and the table of scores."""
 
-_ATTENTION_SLOWDOWN = 4.0
-"""How much slower masked attention runs than the large matrix products, per operation; see docs/benchmarks.md."""
+_ATTENTION_SLOWDOWN = 2.0
+"""How much slower masked attention runs than large matrix products, per operation."""
+
+_OPERATIONS_PER_LAYER_CALL = {"cpu": 4e7}
+_OPERATIONS_PER_LAYER_CALL_ELSEWHERE = 4e9
+"""What calling a decoder layer costs beside its work, in operations of large matrix products. The figure for
+processors was measured; that for GPUs follows from some twenty kernels of 5 microseconds each, and was not."""
 
 _CHUNK_SIZES = tuple(2**power for power in range(5, 13))
 _MOST_IMAGES_AT_ONCE = 64
@@ -129,23 +134,22 @@ class PairScorer:
         return scores
 
     def _plan_tries(self) -> PairPlan:
-        sizes, budget = self._sizes, self.max_memory_bytes - 2 * self._logits_bytes()
+        sizes, budget = self._sizes, self.max_memory_bytes - self._logits_bytes()
         runs: dict[int, list[tuple[slice, int]]] = {}
         for size in _CHUNK_SIZES:
             if not runs or size * sizes.position_bytes + sizes.image_bytes <= budget:
                 runs[size] = list(chunks(self._distinct, size))
-        size = min(runs, key=lambda size: sum(sizes.operations(count) for _, count in runs[size]))
+        size = min(runs, key=lambda size: sizes.operations([count for _, count in runs[size]], budget))
         for run, _ in runs[size]:
             trie = prefix_trie(self._distinct[run], self.captioner.start_token_id)
             self._tries.append(trie.to(self.captioner.device))
-        largest = max(count for _, count in runs[size])
-        at_once = budget // (sizes.image_bytes + largest * sizes.position_bytes)
-        return self._plan("prefix tries", sum(count for _, count in runs[size]), size, at_once)
+        counts = [count for _, count in runs[size]]
+        return self._plan("prefix tries", sum(counts), size, sizes.images_at_once(counts, budget))
 
     def _plan_rows(self) -> PairPlan:
         sizes, shortest = self._sizes, min(map(len, self._distinct))
         per_token = sizes.position_bytes + sizes.image_bytes // shortest  # a row has the states of its image to itself
-        size = (self.max_memory_bytes - 2 * self._logits_bytes()) // per_token
+        size = (self.max_memory_bytes - self._logits_bytes()) // per_token
         if self.captioner.layout == "packed":
             size = min(size, self.captioner.processor.max_caption_tokens or size)
         at_once = self.max_memory_bytes // (4 * sizes.image_bytes)
@@ -159,12 +163,12 @@ class PairScorer:
             num_tokens=sum(map(len, self._distinct)),
             num_positions=num_positions,
             chunk_size=max(1, chunk_size),
-            images_at_once=min(max(1, images_at_once), _MOST_IMAGES_AT_ONCE),
+            images_at_once=_some_images(images_at_once),
         )
 
     def _logits_bytes(self) -> int:
-        """Bytes of logits that are held at one time; the normaliser takes as many again."""
-        return max(1, min(self.captioner.max_logits_bytes, self.max_memory_bytes // 8))
+        """Bytes of logits that are held at one time."""
+        return max(1, min(self.captioner.max_logits_bytes, self.max_memory_bytes // 4))
 
 
 class _Sizes:
@@ -192,10 +196,21 @@ class _Sizes:
         self.image_bytes = states.numel() * itemsize * (2 * layers + 1)
         self._per_position: int = 2 * sum(weight.numel() for weight in (*products, *projection.values()))
         self._per_pair: float = 4 * layers * width * _ATTENTION_SLOWDOWN
+        of_layer = _OPERATIONS_PER_LAYER_CALL.get(captioner.device.type, _OPERATIONS_PER_LAYER_CALL_ELSEWHERE)
+        self._per_call: float = layers * of_layer
 
-    def operations(self, num_positions: int) -> float:
-        """Operations for a trie of so many positions, in units of those of large matrix products."""
-        return float(num_positions) * (self._per_position + self._per_pair * num_positions)
+    def images_at_once(self, num_positions: Sequence[int], budget: int) -> int:
+        """How many images fit a budget of bytes with tries of so many positions."""
+        return _some_images(budget // (self.image_bytes + max(num_positions) * self.position_bytes))
+
+    def operations(self, num_positions: Sequence[int], budget: int) -> float:
+        """What tries of so many positions cost for an image, in operations of large matrix products."""
+        calls = len(num_positions) * self._per_call / self.images_at_once(num_positions, budget)
+        return calls + sum(n * (self._per_position + self._per_pair * n) for n in num_positions)
+
+
+def _some_images(number: int) -> int:
+    return min(max(1, number), _MOST_IMAGES_AT_ONCE)
 
 
 def _check_captions(captioner: Captioner, input_ids: Sequence[Sequence[int]]) -> None:

@@ -88,6 +88,8 @@ def exact_tries(captioner: Captioner) -> bool:
         batch = caption_batch([ids for ids, _ in pairs], [image for _, image in pairs], captioner.device)
         plain = sum_by_caption(captioner.reference_log_probs(images, batch).double(), batch["lengths"]).view(2, -1)
         start = captioner.start_token_id
+        if len(captions) < 2:  # a decoder with one position: there is nothing to share
+            return False
         tries = [prefix_trie(part, start).to(captioner.device) for part in (captions, captions[1:])]
         try:
             whole, again = (trie.sum_paths(score(trie)) for trie in tries)  # the second from what the first one kept

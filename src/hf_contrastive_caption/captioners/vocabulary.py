@@ -92,7 +92,7 @@ def edge_log_probs(logits: Tensor, trie: PrefixTrie, first: int = 0) -> Tensor:
     """Log-probabilities of the edges that leave some neighbouring nodes, taken in at least float32.
 
     Args:
-        logits: Of the nodes from ``first`` on, (n_images, some nodes, vocabulary).
+        logits: Of the nodes from ``first`` on, (n_images, some nodes, vocabulary); they are overwritten.
         trie: The captions.
         first: Number of the first of these nodes.
 
@@ -103,7 +103,11 @@ def edge_log_probs(logits: Tensor, trie: PrefixTrie, first: int = 0) -> Tensor:
     begin, end = torch.searchsorted(trie.edge_nodes, bounds).tolist()
     nodes, tokens = trie.edge_nodes[begin:end] - first, trie.edge_tokens[begin:end]
     logits = _upcast(logits)
-    return logits[:, nodes, tokens] - logits.logsumexp(dim=2)[:, nodes]
+    highest = logits.amax(dim=2, keepdim=True)
+    chosen = logits[:, nodes, tokens] - highest[:, nodes, 0]  # (n_images, edges)
+    # logsumexp would need a second tensor of this size.
+    normalizers = logits.sub_(highest).exp_().sum(dim=2).log_()  # (n_images, some nodes)
+    return chosen - normalizers[:, nodes]
 
 
 def token_log_probs(head: nn.Module, hidden: Tensor, targets: Tensor, max_logits_bytes: int) -> Tensor:

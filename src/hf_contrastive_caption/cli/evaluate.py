@@ -13,12 +13,12 @@ from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.registry import has_captioner
 from hf_contrastive_caption.console import CommandConsole
 from hf_contrastive_caption.data.files import choose_split, load_splits
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.measures import measures_rows
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_rows
-from hf_contrastive_caption.evaluation.retrievers import DualEncoderRetriever, Retriever
+from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever, Retriever
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.evaluation.pool import ImagePool
-from hf_contrastive_caption.evaluation.retrievers import CaptionerRetriever
+from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetriever
 from hf_contrastive_caption.fingerprints import json_digest
 from hf_contrastive_caption.generation import caption_images, describe_decoding
 
@@ -51,7 +51,7 @@ def captions_for(
         pool: The images.
         given: One caption for each image, in their order.
         batch_size: Images that are captioned at once.
-        cache_dir: Folder that keeps what was written.
+        cache_dir: Folder that keeps what was written, sampled captions too, whatever the seed.
         progress: Whether to show a progress bar.
         **generate_kwargs: Arguments of ``model.generate``, see :func:`caption_images`.
 
@@ -67,13 +67,16 @@ def captions_for(
     if captioner is None:
         raise TypeError("Without a captioner, captions must be given.")
     decoding = describe_decoding(captioner.processor, generate_kwargs)
-    file = None
+    file, texts = None, None
     if cache_dir is not None:
         arguments = [repr(sorted(generate_kwargs.items())), str(captioner.base_model.generation_config)]
         parts = [CaptionerRetriever(captioner).fingerprint(), pool.fingerprint, *arguments]
         file = Path(cache_dir) / f"captions-{json_digest([*parts, decoding])}.json"
-        if file.exists():
-            return Captions(tuple(json.loads(file.read_text(encoding="utf-8"))), decoding)
+        kept = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None]
+        # Folders may differ between machines, and all processes must go the same way.
+        texts = broadcast_object_list(kept)[0]
+        if texts is not None:
+            return Captions(tuple(texts), decoding)
     texts = _written(captioner, pool, batch_size, progress, generate_kwargs)
     if file is not None and PartialState().is_main_process:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -15,17 +15,17 @@ from torch import nn
 from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES
 from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
-from hf_contrastive_caption.evaluation.caption_metrics import caption_metrics
 from hf_contrastive_caption.evaluation.captioning import captions_for
-from hf_contrastive_caption.evaluation.diversity import cider_btw, diversity, mbleu
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
-from hf_contrastive_caption.evaluation.invention import invented_words
 from hf_contrastive_caption.evaluation.measures import Measure
-from hf_contrastive_caption.evaluation.meteor import meteor_available
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
+from hf_contrastive_caption.evaluation.metrics.diversity import cider_btw, diversity, mbleu
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.invention import invented_words
+from hf_contrastive_caption.evaluation.metrics.meteor import meteor_available
 from hf_contrastive_caption.evaluation.report import CaptionerReport
-from hf_contrastive_caption.evaluation.retrievers import Retriever
-from hf_contrastive_caption.evaluation.self_retrieval import RECALL_AT, self_retrieval
+from hf_contrastive_caption.evaluation.retrieval.retrievers import Retriever
+from hf_contrastive_caption.evaluation.retrieval.self_retrieval import RECALL_AT, self_retrieval
 from hf_contrastive_caption.loading import load_model, load_processing
 
 DEFAULT_METRICS = ("cider_d", "bleu", "meteor", "rouge_l")

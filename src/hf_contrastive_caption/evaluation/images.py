@@ -13,11 +13,11 @@ import numpy as np
 from hf_contrastive_caption.data.images import image_hash
 from hf_contrastive_caption.data.schema import check_split, find_columns, references_of
 from hf_contrastive_caption.data.table import undecoded
-from hf_contrastive_caption.evaluation.caption_metrics import prepare_references
-from hf_contrastive_caption.evaluation.diversity import similar_images
-from hf_contrastive_caption.evaluation.ngrams import Integers
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import prepare_references
+from hf_contrastive_caption.evaluation.metrics.diversity import similar_images
+from hf_contrastive_caption.evaluation.metrics.ngrams import Integers
+from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences
 from hf_contrastive_caption.evaluation.pool import ImagePool
-from hf_contrastive_caption.evaluation.prepared import PreparedReferences
 
 
 @dataclass(frozen=True)

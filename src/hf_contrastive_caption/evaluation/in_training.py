@@ -13,11 +13,11 @@ import datasets
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES
 from hf_contrastive_caption.evaluation.captioning import captions_for
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.evaluator import caption_quality, diversity_measures
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 from hf_contrastive_caption.evaluation.score import MEASURES, recall_number, weighted_sum
-from hf_contrastive_caption.evaluation.self_retrieval import self_retrieval
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import evaluate
 
-from hf_contrastive_caption.evaluation.caption_metrics import caption_metrics
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
 from hf_contrastive_caption.evaluation.modules.features import caption_features, reference_lists
 
 _CITATION = """\
@@ -20,7 +20,7 @@ _CITATION = """\
 
 
 class Bleu(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """BLEU-1 to BLEU-4 of COCO's evaluation; see :mod:`hf_contrastive_caption.evaluation.bleu`."""
+    """BLEU-1 to BLEU-4 of COCO's evaluation; see :mod:`hf_contrastive_caption.evaluation.metrics.bleu`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -6,8 +6,8 @@ from typing import Any
 
 import evaluate
 
-from hf_contrastive_caption.evaluation.caption_metrics import caption_metrics
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.modules.features import caption_features, reference_lists
 
 _CITATION = """\
@@ -21,7 +21,7 @@ _CITATION = """\
 
 
 class Cider(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """CIDEr without clipping and length penalty; see :mod:`hf_contrastive_caption.evaluation.cider`."""
+    """CIDEr without clipping and length penalty; see :mod:`hf_contrastive_caption.evaluation.metrics.cider`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -6,7 +6,7 @@ from typing import Any
 
 import evaluate
 
-from hf_contrastive_caption.evaluation.invention import invented_words
+from hf_contrastive_caption.evaluation.metrics.invention import invented_words
 from hf_contrastive_caption.evaluation.modules.features import caption_features, reference_lists
 
 _CITATION = """\
@@ -20,7 +20,7 @@ _CITATION = """\
 
 
 class InventedWords(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """Share of content words that no reference has; see :mod:`hf_contrastive_caption.evaluation.invention`."""
+    """Share of content words that no reference has; see :mod:`hf_contrastive_caption.evaluation.metrics.invention`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -6,7 +6,7 @@ from typing import Any
 
 import evaluate
 
-from hf_contrastive_caption.evaluation.caption_metrics import caption_metrics
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
 from hf_contrastive_caption.evaluation.modules.features import caption_features, reference_lists
 
 _CITATION = """\

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_contrastive_caption.evaluation.ranking import rank_own_images
+from hf_contrastive_caption.evaluation.retrieval.ranking import rank_own_images
 
 _CITATION = """\
 @inproceedings{dai2017contrastive,

@@ -17,8 +17,8 @@ from torch import Tensor
 from hf_contrastive_caption.captioners import Captioner, caption_batch, captioner_for
 from hf_contrastive_caption.evaluation.bootstrap import Bootstrap
 from hf_contrastive_caption.evaluation.pool import ImagePool
-from hf_contrastive_caption.evaluation.retrievers import CaptionerRetriever, Scorer
-from hf_contrastive_caption.evaluation.self_retrieval import SelfRetrieval, self_retrieval
+from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetriever, Scorer
+from hf_contrastive_caption.evaluation.retrieval.self_retrieval import SelfRetrieval, self_retrieval
 from hf_contrastive_caption.generation import caption_images
 from tests import tiny
 
@@ -361,9 +361,9 @@ class TestWrongUse:
             with pytest.raises(ValueError, match=f"Got {count} captions for 3 images"):
                 measure(captioner, tiny.images(3), tiny.texts(count))
 
-    @pytest.mark.parametrize("k", [(), (0,), (1, -1)])
-    def test_numbers_of_images_of_recall(self, captioner: Captioner, k: tuple[int, ...]) -> None:
-        with pytest.raises(ValueError, match="give numbers of images of at least 1"):
+    @pytest.mark.parametrize("k", [(), (0,), (1, -1), 5])
+    def test_numbers_of_images_of_recall(self, captioner: Captioner, k: tuple[int, ...] | int) -> None:
+        with pytest.raises(ValueError, match="give a list of numbers of images, each at least 1"):
             measure(captioner, tiny.images(2), tiny.texts(2), k=k)
 
     def test_recalls_are_sorted_and_each_is_there_once(self, captioner: Captioner) -> None:

@@ -18,9 +18,9 @@ from functools import lru_cache
 import numpy as np
 import snowballstemmer
 
-from hf_contrastive_caption.evaluation.ngrams import Integers
-from hf_contrastive_caption.evaluation.prepared import PreparedReferences, check_same_number, check_strings
-from hf_contrastive_caption.evaluation.tokenization import ptb_tokenize
+from hf_contrastive_caption.evaluation.metrics.ngrams import Integers
+from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences, check_same_number, check_strings
+from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
 
 #: The closed classes of English, as the tokenizer writes them. Numbers are content words; "one" is a pronoun here.
 FUNCTION_WORDS = frozenset(

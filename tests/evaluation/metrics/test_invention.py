@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hf_contrastive_caption.evaluation.caption_metrics import prepare_references
-from hf_contrastive_caption.evaluation.invention import FUNCTION_WORDS, invented_words, is_content_word, stem
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import prepare_references
+from hf_contrastive_caption.evaluation.metrics.invention import FUNCTION_WORDS, invented_words, is_content_word, stem
 
 
 def test_counts_by_hand() -> None:

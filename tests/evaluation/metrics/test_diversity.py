@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_contrastive_caption.evaluation.bleu import bleu
-from hf_contrastive_caption.evaluation.cider import cider_d
-from hf_contrastive_caption.evaluation.diversity import (
+from hf_contrastive_caption.evaluation.metrics.bleu import bleu
+from hf_contrastive_caption.evaluation.metrics.cider import cider_d
+from hf_contrastive_caption.evaluation.metrics.diversity import (
     cider_btw,
     distinct_captions,
     distinct_n,
@@ -17,8 +17,8 @@ from hf_contrastive_caption.evaluation.diversity import (
     similar_images,
     vocabulary_size,
 )
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
-from hf_contrastive_caption.evaluation.prepared import PreparedReferences
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences
 
 from .captions import random_corpus
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_contrastive_caption.evaluation.java import (
+from hf_contrastive_caption.evaluation.metrics.java import (
     JVM_OPTIONS,
     TOKENIZER_JAR,
     find_jar,
@@ -15,8 +15,8 @@ from hf_contrastive_caption.evaluation.java import (
     one_line,
     what_is_missing,
 )
-from hf_contrastive_caption.evaluation.prepared import check_strings
-from hf_contrastive_caption.evaluation.tokenization import PUNCTUATION
+from hf_contrastive_caption.evaluation.metrics.prepared import check_strings
+from hf_contrastive_caption.evaluation.metrics.tokenization import PUNCTUATION
 
 _TIMEOUT_S = 600.0
 

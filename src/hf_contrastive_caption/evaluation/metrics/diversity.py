@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_contrastive_caption.evaluation.bleu import bleu
-from hf_contrastive_caption.evaluation.cider import cider_d
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
-from hf_contrastive_caption.evaluation.ngrams import MAX_N, Integers, count_ngrams, pack, unpack
-from hf_contrastive_caption.evaluation.prepared import (
+from hf_contrastive_caption.evaluation.metrics.bleu import bleu
+from hf_contrastive_caption.evaluation.metrics.cider import cider_d
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.ngrams import MAX_N, Integers, count_ngrams, pack, unpack
+from hf_contrastive_caption.evaluation.metrics.prepared import (
     MetricScores,
     PreparedReferences,
     check_references,
     check_same_number,
     check_strings,
 )
-from hf_contrastive_caption.evaluation.tokenization import ptb_tokenize
+from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
 
 _BLOCK = 256  # images of which the similarity to all others is in memory at once
 

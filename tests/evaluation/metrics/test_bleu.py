@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from hf_contrastive_caption.evaluation.bleu import bleu
+from hf_contrastive_caption.evaluation.metrics.bleu import bleu
 
 from .captions import Words, corpora, for_pycocoevalcap, random_corpus
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from hf_contrastive_caption.captioners import captioner_for
 from hf_contrastive_caption.captioners.pairs import PairScorer
-from hf_contrastive_caption.evaluation.retrievers import CaptionerRetriever, DualEncoderRetriever
+from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetriever, DualEncoderRetriever
 from tests import tiny
 
 Kind = Literal["clip", "siglip"]

@@ -7,13 +7,13 @@ import pickle
 import numpy as np
 import pytest
 
-from hf_contrastive_caption.evaluation import caption_metrics as module
-from hf_contrastive_caption.evaluation.bleu import bleu
-from hf_contrastive_caption.evaluation.caption_metrics import METRICS, caption_metrics, prepare_references
-from hf_contrastive_caption.evaluation.cider import cider_d
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
-from hf_contrastive_caption.evaluation.rouge import rouge_l
-from hf_contrastive_caption.evaluation.tokenization import ptb_tokenize
+from hf_contrastive_caption.evaluation.metrics import caption_metrics as module
+from hf_contrastive_caption.evaluation.metrics.bleu import bleu
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import METRICS, caption_metrics, prepare_references
+from hf_contrastive_caption.evaluation.metrics.cider import cider_d
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.rouge import rouge_l
+from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
 
 pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")
 

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_contrastive_caption.evaluation.ngrams import MAX_N, Integers, look_up, pack, unpack
-from hf_contrastive_caption.evaluation.prepared import (
+from hf_contrastive_caption.evaluation.metrics.ngrams import MAX_N, Integers, look_up, pack, unpack
+from hf_contrastive_caption.evaluation.metrics.prepared import (
     MetricScores,
     PreparedCaptions,
     PreparedReferences,

@@ -26,8 +26,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
-from hf_contrastive_caption.evaluation.ngrams import (
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.ngrams import (
     MAX_N,
     Integers,
     NgramCounts,
@@ -37,7 +37,7 @@ from hf_contrastive_caption.evaluation.ngrams import (
     pack,
     unpack,
 )
-from hf_contrastive_caption.evaluation.prepared import (
+from hf_contrastive_caption.evaluation.metrics.prepared import (
     MetricScores,
     PreparedCaptions,
     PreparedReferences,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_contrastive_caption.evaluation.ranking import chance_recall, rank_own_images
+from hf_contrastive_caption.evaluation.retrieval.ranking import chance_recall, rank_own_images
 
 # Three values, so that most tables have ties.
 values = st.sampled_from([-1.5, 0.0, 2.0])

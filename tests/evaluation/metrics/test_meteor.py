@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from hf_contrastive_caption.evaluation import java
-from hf_contrastive_caption.evaluation.meteor import MeteorProcess, meteor, meteor_available
-from hf_contrastive_caption.evaluation.prepared import PreparedCaptions, PreparedReferences
-from hf_contrastive_caption.evaluation.tokenization import ptb_tokenize
-from hf_contrastive_caption.evaluation.tokenization_java import java_ptb_tokenize, java_ptb_tokenizer_available
+from hf_contrastive_caption.evaluation.metrics import java
+from hf_contrastive_caption.evaluation.metrics.meteor import MeteorProcess, meteor, meteor_available
+from hf_contrastive_caption.evaluation.metrics.prepared import PreparedCaptions, PreparedReferences
+from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
+from hf_contrastive_caption.evaluation.metrics.tokenization_java import java_ptb_tokenize, java_ptb_tokenizer_available
 
 needs_java = pytest.mark.skipif(meteor_available() is not None, reason=str(meteor_available()))
 

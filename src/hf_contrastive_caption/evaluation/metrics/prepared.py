@@ -10,7 +10,14 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_contrastive_caption.evaluation.ngrams import Integers, NgramCounts, OrderCounts, count_ngrams, pack, unpack
+from hf_contrastive_caption.evaluation.metrics.ngrams import (
+    Integers,
+    NgramCounts,
+    OrderCounts,
+    count_ngrams,
+    pack,
+    unpack,
+)
 
 #: From captions to the words of each.
 Tokenize = Callable[[Sequence[str]], list[list[str]]]

@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 
 from hf_contrastive_caption.captioners import captioner_for
-from hf_contrastive_caption.evaluation.self_retrieval import self_retrieval
+from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 from tests import tiny
 
 

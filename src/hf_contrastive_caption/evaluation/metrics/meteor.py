@@ -22,7 +22,7 @@ from typing import IO
 
 import numpy as np
 
-from hf_contrastive_caption.evaluation.java import (
+from hf_contrastive_caption.evaluation.metrics.java import (
     JVM_OPTIONS,
     METEOR_JAR,
     find_jar,
@@ -30,7 +30,7 @@ from hf_contrastive_caption.evaluation.java import (
     one_line,
     what_is_missing,
 )
-from hf_contrastive_caption.evaluation.prepared import (
+from hf_contrastive_caption.evaluation.metrics.prepared import (
     MetricScores,
     PreparedCaptions,
     PreparedReferences,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_contrastive_caption.evaluation.rouge import common_subsequences, rouge_l
+from hf_contrastive_caption.evaluation.metrics.rouge import common_subsequences, rouge_l
 
 from .captions import Words, corpora, for_pycocoevalcap, random_corpus
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_contrastive_caption.evaluation.tokenization import PUNCTUATION, ptb_tokenize
+from hf_contrastive_caption.evaluation.metrics.tokenization import PUNCTUATION, ptb_tokenize
 
 # What CoreNLP 3.4.1 with -preserveLines -lowerCase prints, less COCO's punctuation.
 JAVA = {

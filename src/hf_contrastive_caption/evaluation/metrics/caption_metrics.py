@@ -10,12 +10,12 @@ import logging
 from collections.abc import Sequence
 from functools import cache
 
-from hf_contrastive_caption.evaluation.bleu import bleu
-from hf_contrastive_caption.evaluation.cider import cider, cider_d
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
-from hf_contrastive_caption.evaluation.meteor import meteor, meteor_available
-from hf_contrastive_caption.evaluation.ngrams import MAX_N
-from hf_contrastive_caption.evaluation.prepared import (
+from hf_contrastive_caption.evaluation.metrics.bleu import bleu
+from hf_contrastive_caption.evaluation.metrics.cider import cider, cider_d
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.meteor import meteor, meteor_available
+from hf_contrastive_caption.evaluation.metrics.ngrams import MAX_N
+from hf_contrastive_caption.evaluation.metrics.prepared import (
     MetricScores,
     PreparedCaptions,
     PreparedReferences,
@@ -23,8 +23,8 @@ from hf_contrastive_caption.evaluation.prepared import (
     check_same_number,
     check_strings,
 )
-from hf_contrastive_caption.evaluation.rouge import rouge_l
-from hf_contrastive_caption.evaluation.tokenization import ptb_tokenize
+from hf_contrastive_caption.evaluation.metrics.rouge import rouge_l
+from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from hf_contrastive_caption.evaluation.cider import cider, cider_d
-from hf_contrastive_caption.evaluation.document_frequencies import DocumentFrequencies
+from hf_contrastive_caption.evaluation.metrics.cider import cider, cider_d
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 
 from .captions import Words, corpora, for_pycocoevalcap, random_corpus
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from hf_contrastive_caption.evaluation.pool import ImagePool
-from hf_contrastive_caption.evaluation.ranking import Scores
-from hf_contrastive_caption.evaluation.retrievers import Scorer
+from hf_contrastive_caption.evaluation.retrieval.ranking import Scores
+from hf_contrastive_caption.evaluation.retrieval.retrievers import Scorer
 
 
 def score_table(

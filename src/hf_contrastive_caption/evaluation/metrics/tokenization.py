@@ -28,7 +28,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-from hf_contrastive_caption.evaluation.prepared import check_strings
+from hf_contrastive_caption.evaluation.metrics.prepared import check_strings
 
 #: What COCO's evaluation drops. The bracket names cannot occur: words are in lower case by then.
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"] + ". ? ! , : - -- ... ;".split())

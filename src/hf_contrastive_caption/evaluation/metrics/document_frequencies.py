@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_contrastive_caption.evaluation.ngrams import Integers, NgramVocabulary, pack, unpack
-from hf_contrastive_caption.evaluation.prepared import PreparedReferences, as_references
+from hf_contrastive_caption.evaluation.metrics.ngrams import Integers, NgramVocabulary, pack, unpack
+from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences, as_references
 
 _FORMAT = "hf_contrastive_caption.document_frequencies"
 _VERSION = 1

@@ -19,9 +19,9 @@ from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.measures import Measure, measures_table
 from hf_contrastive_caption.evaluation.pool import ImagePool
-from hf_contrastive_caption.evaluation.ranking import Ranks, Scores, chance_recall, rank_own_images
-from hf_contrastive_caption.evaluation.retrievers import CaptionerRetriever, Retriever
-from hf_contrastive_caption.evaluation.score_table import score_table
+from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks, Scores, chance_recall, rank_own_images
+from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetriever, Retriever
+from hf_contrastive_caption.evaluation.retrieval.score_table import score_table
 from hf_contrastive_caption.fingerprints import json_digest
 
 RECALL_AT = (1, 5, 10, 50, 500)
@@ -134,8 +134,8 @@ def self_retrieval(
         TypeError: If neither a captioner nor captions with a retriever are given.
     """
     judge = _retriever(captioner, captions, retriever, max_memory_bytes)
-    if not k or any(number < 1 for number in k):
-        raise ValueError(f"Got k={tuple(k)}; give numbers of images of at least 1.")
+    if isinstance(k, int) or not k or any(number < 1 for number in k):
+        raise ValueError(f"Got k={k}; give a list of numbers of images, each at least 1.")
     pool = images if isinstance(images, ImagePool) else ImagePool(images)
     texts, decoding = captions_for(
         captioner,

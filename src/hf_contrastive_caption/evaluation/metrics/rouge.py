@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_contrastive_caption.evaluation.prepared import (
+from hf_contrastive_caption.evaluation.metrics.prepared import (
     MetricScores,
     PreparedCaptions,
     PreparedReferences,

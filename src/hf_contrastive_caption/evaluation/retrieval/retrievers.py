@@ -15,6 +15,7 @@ from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES, PairScorer
 from hf_contrastive_caption.fingerprints import json_digest, model_digest
+from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +152,8 @@ class DualEncoderRetriever:
 
     def fingerprint(self) -> str:
         """See :meth:`Retriever.fingerprint`."""
-        settings = self._processor.image_processor.to_json_string()
-        return json_digest([model_digest(self.model), settings, sorted(self._processor.tokenizer.get_vocab().items())])
+        reading = CaptionProcessor(self._processor.tokenizer, self._processor.image_processor, end_token_id=0)
+        return json_digest([model_digest(self.model), reading.text_fingerprint(), reading.image_fingerprint()])
 
     def _features(self, method: str, inputs: dict[str, Tensor]) -> Tensor:
         with evaluation_mode(self.model), torch.no_grad():

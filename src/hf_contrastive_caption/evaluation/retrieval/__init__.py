@@ -1,0 +1,1 @@
+"""Self-retrieval: does a caption find its own image among many?"""
