@@ -34,6 +34,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from hf_contrastive_caption.evaluation.metrics.bleu import bleu
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
 from hf_contrastive_caption.evaluation.metrics.cider import cider_d
+from hf_contrastive_caption.evaluation.metrics.invention import invented_words
 from hf_contrastive_caption.evaluation.metrics.prepared import MetricScores, PreparedCaptions, PreparedReferences
 from hf_contrastive_caption.evaluation.metrics.rouge import rouge_l
 from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
@@ -139,6 +140,9 @@ def check(case: str, rows: Rows, expected: dict[str, float]) -> dict[str, float]
         "image_difference_on_words": on_words[1],
         "corpus_difference_on_raw_captions": on_raw[0],
         "image_difference_on_raw_captions": on_raw[1],
+        "invented_share": invented_words(
+            [row["candidate"] for row in rows], [row["references"] for row in rows]
+        ).corpus,
         "texts": n_texts,
         "texts_with_other_words": differing,
     }

@@ -11,6 +11,9 @@ half of the cores.
 After each run the numbers of all finished ones are written to ``benchmarks/results/flickr8k.json``, from which the
 tables are drawn; ``--table`` draws them and runs nothing. Intervals are percentile intervals of a bootstrap over the
 test images, each image with its mean over the seeds.
+
+A captioner that shifts its own scores can find its images more often without saying more. So the captions of control
+and contrastive captioner are also ranked by the reference, which was trained with neither ("judged").
 """
 
 from __future__ import annotations
@@ -28,17 +31,23 @@ from typing import Any
 import common
 import numpy as np
 
-from hf_contrastive_caption.evaluation.bootstrap import Bootstrap
+from hf_contrastive_caption.data.files import load_splits
+from hf_contrastive_caption.evaluation.bootstrap import Bootstrap, Difference
+from hf_contrastive_caption.evaluation.evaluator import as_captioner
+from hf_contrastive_caption.evaluation.images import evaluation_images
 from hf_contrastive_caption.evaluation.measures import Measure, aligned_table
 from hf_contrastive_caption.evaluation.report import CaptionerReport
+from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_captioner.py"
+JUDGED_FILE = "judged.json"
 MODELS = ("reference", "control", "contrastive")
 MEASURES = {
     "recall_at_1": "R@1 (%)",
     "recall_at_5": "R@5 (%)",
     "recall_at_10": "R@10 (%)",
     "median_rank": "median rank",
+    "mean_reciprocal_rank": "mean reciprocal rank",
     "cider_d": "CIDEr-D",
     "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L",
@@ -47,6 +56,7 @@ MEASURES = {
     "distinct_captions": "distinct",
 }
 TABLE = ("recall_at_1", "recall_at_5", "recall_at_10", "cider_d", "rouge_l", "invented", "distinct_captions")
+JUDGED = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank")
 PERCENT = ("recall_at_1", "recall_at_5", "recall_at_10", "invented")
 
 
@@ -54,11 +64,12 @@ def main(arguments: list[str] | None = None) -> None:
     options, others = parse(arguments)
     if not options.table:
         with ThreadPoolExecutor(options.jobs) as pool:
-            runs = [pool.submit(run_seed, options, seed, others) for seed in options.seeds]
+            runs = {pool.submit(run_seed, options, seed, others): seed for seed in options.seeds}
             for run in as_completed(runs):
                 run.result()
+                judge(options, runs[run])
                 summarize(options)
-    print("\n".join(tables(json.loads(options.out.read_text(encoding="utf-8"))["measurements"])))
+    print("\n\n".join(tables(json.loads(options.out.read_text(encoding="utf-8"))["measurements"])))
 
 
 def run_seed(options: argparse.Namespace, seed: int, others: Sequence[str]) -> None:
@@ -79,9 +90,24 @@ def run_seed(options: argparse.Namespace, seed: int, others: Sequence[str]) -> N
         raise SystemExit(f"seed {seed} failed with {done.returncode}; see {log}")
 
 
+def judge(options: argparse.Namespace, seed: int) -> None:
+    """Rank the captions of all three captioners by the reference."""
+    folder = options.output / f"seed-{seed}"
+    if (folder / JUDGED_FILE).exists():
+        return
+    images = evaluation_images(load_splits(options.data)["test"])
+    captioner = as_captioner(folder / "reference")
+    found = {}
+    for model in MODELS:
+        captions = CaptionerReport.load(folder / f"{model}.json").captions
+        retrieval = self_retrieval(captioner, images.pool, captions, k=(1, 5, 10), cache_dir=folder / "cache")
+        found[model] = {name: retrieval.measures[name].to_dict(per_image=True) for name in JUDGED}
+    (folder / JUDGED_FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
+
+
 def summarize(options: argparse.Namespace) -> None:
     """Write what all finished runs found."""
-    seeds = [seed for seed in options.seeds if (options.output / f"seed-{seed}" / "results.json").exists()]
+    seeds = [seed for seed in options.seeds if (options.output / f"seed-{seed}" / JUDGED_FILE).exists()]
     folders = [options.output / f"seed-{seed}" for seed in seeds]
     reports = {model: [CaptionerReport.load(folder / f"{model}.json") for folder in folders] for model in MODELS}
     made_with = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
@@ -98,14 +124,21 @@ def summarize(options: argparse.Namespace) -> None:
             found |= entries(f"{model}_{name}", measure)
             for seed, report in zip(seeds, reports[model], strict=True):
                 found[f"{model}_{name}_seed{seed}"] = report[name]
-        ratios[f"{name}_over_control"] = float(merged["contrastive"].value / merged["control"].value)
+        if merged["control"].value > 0:
+            ratios[f"{name}_over_control"] = float(merged["contrastive"].value / merged["control"].value)
         for model, other in (("contrastive", "control"), ("contrastive", "reference"), ("control", "reference")):
             values = merged[model].per_image
             difference = merged[model].minus(merged[other], Bootstrap(len(values[0]))) if values else None
             if difference is not None:
-                key = f"{model}_minus_{other}_{name}"
-                found |= {key: difference.value, f"{key}_low": difference.low, f"{key}_high": difference.high}
-                found[f"{key}_p"] = difference.p_value
+                found |= difference_entries(f"{model}_minus_{other}_{name}", difference)
+    judged = [json.loads((folder / JUDGED_FILE).read_text(encoding="utf-8")) for folder in folders]
+    for name in JUDGED:
+        merged = {model: merge([Measure.from_dict(run[model][name]) for run in judged]) for model in MODELS}
+        for model, measure in merged.items():
+            found |= entries(f"{model}_judged_{name}", measure)
+        difference = merged["contrastive"].minus(merged["control"], Bootstrap(found["test_images"]))
+        assert difference is not None
+        found |= difference_entries(f"contrastive_minus_control_judged_{name}", difference)
     common.write_results(__file__, ratios, found, options.out)
 
 
@@ -126,6 +159,11 @@ def entries(key: str, measure: Measure) -> dict[str, float]:
     return found
 
 
+def difference_entries(key: str, difference: Difference) -> dict[str, float]:
+    names = {"": difference.value, "_low": difference.low, "_high": difference.high, "_p": difference.p_value}
+    return {f"{key}{name}": value for name, value in names.items()}
+
+
 def tables(found: dict[str, Any]) -> list[str]:
     """The tables of the documentation: means over seeds, each seed, and the differences."""
     rows: list[Sequence[str]] = [["", *(MEASURES[name] for name in TABLE)]]
@@ -142,7 +180,15 @@ def tables(found: dict[str, Any]) -> list[str]:
         [other, *(cell(found, f"contrastive_minus_{other}_{name}", name, sign="+") for name in TABLE[:-1])]
         for other in ("control", "reference")
     ]
-    return [aligned_table(rows), "", aligned_table(differences), "", aligned_table(of_seeds)]
+    judged: list[Sequence[str]] = [["judged by the reference", *(MEASURES[name] for name in JUDGED)]]
+    keys = {
+        **{model: f"{model}_judged" for model in MODELS},
+        "contrastive - control": "contrastive_minus_control_judged",
+    }
+    for row, key in keys.items():
+        sign = "+" if "minus" in key else ""
+        judged.append([row, *(cell(found, f"{key}_{name}", name, sign) for name in JUDGED)])
+    return [aligned_table(table) for table in (rows, differences, judged, of_seeds)]
 
 
 def cell(found: dict[str, Any], key: str, name: str, sign: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
@@ -53,15 +53,10 @@ class Captioner(ABC):
         head: ``"fused"`` (log-probabilities come out of the model in place of logits) or ``"logits"`` (a decoder
             that changes its logits after the projection).
         verified: Whether :meth:`verify` has run.
-        start_token_id: The token from which the first token of a caption is predicted; a family sets it, and the
-            next two.
-        decoder: The part of the model that reads captions.
-        decoder_config: Its config.
+        start_token_id: The token from which the first token of a caption is predicted; set by a family with tries.
     """
 
     start_token_id: int
-    decoder: PreTrainedModel
-    decoder_config: PreTrainedConfig
 
     def __init__(
         self,
@@ -132,6 +127,16 @@ class Captioner(ABC):
         One forward per caption without padding, packing or hooks, logits read from the outputs: the naive twin with
         which :meth:`verify` compares the quick ways.
         """
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The part of the model that reads captions; the whole model unless a family says another."""
+        return self.base_model
+
+    def decoder_size(self) -> tuple[int, int]:
+        """Layers and width of the decoder, from which follow estimates of memory."""
+        config = self.decoder.config.get_text_config(decoder=True)
+        return config.num_hidden_layers, config.hidden_size
 
     def trie_scorer(self, images: Images, max_logits_bytes: int | None = None) -> TrieScorer | None:
         """A function that scores tries of captions for some images, without gradients; ``None`` if there is none.

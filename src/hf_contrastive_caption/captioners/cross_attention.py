@@ -65,8 +65,7 @@ class CrossAttentionCaptioner(Captioner):
         assert isinstance(captioner, VisionEncoderDecoderModel)
         _check_decoder(captioner)
         _check_vocabulary(captioner, processor)
-        self.decoder = captioner.decoder
-        self.decoder_config = decoder_config = _decoder_config(captioner)
+        decoder_config = _decoder_config(captioner)
         self.start_token_id = _start_token_id(captioner, processor)
         padding = (_setting(captioner.config, "pad_token_id"), _setting(decoder_config, "pad_token_id"))
         self.pad_token_id = _first_given(*padding) or 0
@@ -90,6 +89,13 @@ class CrossAttentionCaptioner(Captioner):
         """See :attr:`Captioner.name`."""
         model: Any = self.base_model
         return f"{type(model).__name__} of {type(model.encoder).__name__} and {type(model.decoder).__name__}"
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """See :attr:`Captioner.decoder`."""
+        model: Any = self.base_model
+        decoder: PreTrainedModel = model.decoder
+        return decoder
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states are (n_images, positions, hidden_size)."""

@@ -181,8 +181,7 @@ class _Sizes:
     """
 
     def __init__(self, captioner: Captioner) -> None:
-        config = captioner.decoder_config
-        layers, width = config.num_hidden_layers, config.hidden_size
+        layers, width = captioner.decoder_size()
         tables = {id(module.weight) for module in captioner.decoder.modules() if isinstance(module, nn.Embedding)}
         head = captioner.base_model.get_output_embeddings() or captioner.decoder.get_output_embeddings()
         projection = {id(weight): weight for weight in head.parameters() if weight.ndim == 2}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hf_contrastive_caption.data.images import image_hash
+from hf_contrastive_caption.data.images import BadImageError, image_hash
 from hf_contrastive_caption.data.schema import check_split, find_columns, references_of
 from hf_contrastive_caption.data.table import undecoded
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import prepare_references
@@ -99,7 +99,7 @@ def evaluation_images(
     columns = find_columns(dataset.features, image_column, caption_columns, image_id_column, captions_required=False)
     images = undecoded(dataset, [columns.image])
     texts = undecoded(dataset, columns.captions) if columns.captions else None
-    ids = dataset[columns.image_id][:] if columns.image_id else [image_hash(row[columns.image]) for row in images]
+    ids = dataset[columns.image_id][:] if columns.image_id else list(_hashes(images, columns.image))
     first: dict[Any, int] = {}
     references: dict[Any, list[str]] = {}
     for row, image_id in enumerate(ids):
@@ -111,3 +111,11 @@ def evaluation_images(
     rows = tuple(first.values())
     pool = ImagePool(images[columns.image]).select(rows)  # a column that is read row by row
     return EvaluationImages(pool, tuple(map(tuple, references.values())), rows)
+
+
+def _hashes(images: datasets.Dataset, column: str) -> Iterator[int]:
+    for number, row in enumerate(images):
+        try:
+            yield image_hash(row[column])
+        except BadImageError as error:
+            raise BadImageError(f"Row {number}: {error}") from error
