@@ -99,9 +99,12 @@ def judge(options: argparse.Namespace, seed: int) -> None:
     captioner = as_captioner(folder / "reference")
     found = {}
     for model in MODELS:
-        captions = CaptionerReport.load(folder / f"{model}.json").captions
-        retrieval = self_retrieval(captioner, images.pool, captions, k=(1, 5, 10), cache_dir=folder / "cache")
-        found[model] = {name: retrieval.measures[name].to_dict(per_image=True) for name in JUDGED}
+        report = CaptionerReport.load(folder / f"{model}.json")
+        measures = report.measures  # the reference has judged its own captions already
+        if model != "reference":
+            cache = folder / "cache"
+            measures = self_retrieval(captioner, images.pool, report.captions, (1, 5, 10), cache_dir=cache).measures
+        found[model] = {name: measures[name].to_dict(per_image=True) for name in JUDGED}
     (folder / JUDGED_FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
@@ -143,7 +146,7 @@ def summarize(options: argparse.Namespace) -> None:
 
 
 def merge(measures: Sequence[Measure]) -> Measure:
-    """One measure of several seeds: of each image the mean over the seeds."""
+    """One measure of several seeds: of each image the mean over the seeds; a median is that of mean ranks."""
     first = measures[0]
     if first.statistic is None:
         return Measure(first.label, float(np.mean([measure.value for measure in measures])), percent=first.percent)

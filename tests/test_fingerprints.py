@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from hf_contrastive_caption.fingerprints import json_digest, model_digest, weights_digest
@@ -87,6 +88,19 @@ class TestModelDigest:
         before = model_digest(model)
         model.__class__ = Other
         assert model_digest(model) != before
+
+    def test_knows_which_adapter_is_in_use(self) -> None:
+        config = LoraConfig(target_modules=["c_attn"], init_lora_weights=False)
+        model = get_peft_model(tiny.captioner_model(), config, adapter_name="first")
+        model.add_adapter("second", config)
+        digests = [model_digest(model)]
+        model.set_adapter("second")
+        digests.append(model_digest(model))
+        with model.disable_adapter():
+            digests.append(model_digest(model))
+        assert len(set(digests)) == 3
+        model.set_adapter("first")
+        assert model_digest(model) == digests[0]
 
 
 class TestJsonDigest:

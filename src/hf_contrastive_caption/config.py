@@ -216,28 +216,48 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                 f"eval_retrieval_pool={self.eval_retrieval_pool} images, but only eval_captions={self.eval_captions} "
                 "are captioned; raise eval_captions, or leave eval_retrieval_pool out to use all of them"
             )
-        wanted = {name: "eval_score" for name in self.score_weights}
-        best = (self.metric_for_best_model or "").removeprefix("eval_")
-        if re.search(r"[+*@]", best):
+        if not self.eval_captions and (self.generation_num_beams or self.generation_max_length):
             raise ValueError(
-                f"metric_for_best_model is {self.metric_for_best_model!r}; give the sum as eval_score={best!r} and "
+                "generation_num_beams and generation_max_length say how captions are generated at an evaluation, but "
+                "eval_captions is 0; set eval_captions=500, say, or leave them out"
+            )
+        if self.eval_captions == 1:
+            raise ValueError("eval_captions=1: one image is always found; caption at least 2, better 500")
+        self._check_best_metric()
+        for name in self.score_weights:
+            self._check_measure("eval_score", name)
+
+    def _check_best_metric(self) -> None:
+        given = (self.metric_for_best_model or "").removeprefix("eval_")
+        if re.search(r"[+*@]| - ", given):
+            raise ValueError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}; give the sum as eval_score={given!r} and "
                 "set metric_for_best_model='score' (recall is called recall_at_1)"
             )
-        if best == "score" and self.eval_score is None:
-            raise ValueError("metric_for_best_model='score' needs eval_score, such as 'cider_d + 2 * recall_at_1'")
-        if best in MEASURES or recall_number(best) is not None:
-            wanted[best] = "metric_for_best_model"
+        best = _measure_of(given)
+        if best == "score":
+            if self.eval_score is None:
+                raise ValueError("metric_for_best_model='score' needs eval_score, such as 'cider_d + 2 * recall_at_1'")
+        elif best is not None:
+            self._check_measure("metric_for_best_model", best)
             if self.greater_is_better is None:
                 self.greater_is_better = best not in LOWER_IS_BETTER
-        for name, option in wanted.items():
-            if self.eval_captions < 2:
-                raise ValueError(f"{option} takes {name}, which needs eval_captions, such as eval_captions=500")
-            pool = self.eval_captions if self.eval_retrieval_pool is None else self.eval_retrieval_pool
-            if needs_retrieval(name) and pool <= (recall_number(name) or 1):
-                raise ValueError(
-                    f"{option} takes {name}, but eval_retrieval_pool={pool}: it must be above the number of images "
-                    "that count as found"
-                )
+
+    def _check_measure(self, option: str, name: str) -> None:
+        if not self.eval_captions:
+            raise ValueError(f"{option} takes {name}, which needs eval_captions, such as eval_captions=500")
+        pool = self.eval_captions if self.eval_retrieval_pool is None else self.eval_retrieval_pool
+        if needs_retrieval(name) and pool <= (recall_number(name) or 1):
+            raise ValueError(
+                f"{option} takes {name}, but eval_retrieval_pool={pool}: it must be above the number of images that "
+                "count as found"
+            )
+
+
+def _measure_of(metric: str) -> str | None:
+    """The measure of captions that a metric is, also of one of several data sets: ``birds_median_rank``."""
+    found = re.search(rf"(?:^|_)({'|'.join(MEASURES)}|recall_at_[1-9]\d*|score)$", metric)
+    return found[1] if found else None
 
 
 def _gpu_has_bfloat16() -> bool:

@@ -183,8 +183,13 @@ def _check_data(
         )
 
 
-def make_evaluation_pool(data: ContrastiveCaptionDataset, args: ContrastiveCaptionConfig) -> EvaluationPool:
+def make_evaluation_pool(
+    data: ContrastiveCaptionDataset, captioner: Captioner, args: ContrastiveCaptionConfig
+) -> EvaluationPool:
     """The images of an evaluation data set that are captioned at every evaluation."""
+    longest, limit = args.generation_max_length, captioner.processor.max_caption_tokens
+    if longest is not None and limit is not None and not 0 < longest <= limit:
+        raise ValueError(f"generation_max_length is {longest}, but captions have 1 to {limit} tokens here")
     columns = data.columns
     pool = args.eval_captions if args.eval_retrieval_pool is None else args.eval_retrieval_pool
     return EvaluationPool(

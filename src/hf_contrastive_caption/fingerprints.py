@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 
@@ -25,12 +26,18 @@ def weights_digest(model: nn.Module) -> str:
 def model_digest(model: nn.Module) -> str:
     """A hash of what a transformers model computes with: its class, config, weights, and the adapters of PEFT.
 
-    Weights are not all: the number of attention heads, the start token and the scale of an adapter are none.
+    Weights are not all: the number of attention heads, the start token, the scale of an adapter and whether it is in
+    use are none.
     """
     adapters: dict[str, Any] = {}
     base: Any = model
     if isinstance(model, PeftModel):
         adapters = {name: config.to_dict() for name, config in model.peft_config.items()}
+        adapters["in use"] = [
+            [name, layer.active_adapters, layer.disable_adapters, layer.merged_adapters]
+            for name, layer in model.named_modules()
+            if isinstance(layer, BaseTunerLayer)
+        ]
         base = model.get_base_model()
     return json_digest(
         [type(base).__qualname__, base.config.to_json_string(use_diff=False), weights_digest(model), adapters]

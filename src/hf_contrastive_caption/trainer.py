@@ -29,7 +29,12 @@ from hf_contrastive_caption.construction import (
     make_reference,
     refuse_arguments,
 )
-from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset, ContrastiveCaptionStream
+from hf_contrastive_caption.data import (
+    CaptionCollator,
+    CaptionColumns,
+    ContrastiveCaptionDataset,
+    ContrastiveCaptionStream,
+)
 from hf_contrastive_caption.data.sampler import EpochSampler
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool, warn_of_collapse
 from hf_contrastive_caption.loading import restore_weights
@@ -39,6 +44,9 @@ from hf_contrastive_caption.statistics import RunningMeans
 from hf_contrastive_caption.trackers import SHOWN_IMAGES, log_caption_table
 
 logger = logging.getLogger(__name__)
+
+KEPT_POOLS = 8
+"""Data sets of evaluations whose images to caption are remembered."""
 
 
 class ContrastiveCaptionTrainer(Seq2SeqTrainer):
@@ -106,7 +114,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         self._skipped_images, self._newly_skipped = 0, torch.zeros((), dtype=torch.long)
         self._eval_skipped = torch.zeros((), dtype=torch.long)
         self._checked_noise = False
-        self._pools: dict[int, EvaluationPool] = {}
+        self._pools: dict[tuple[int, CaptionColumns], EvaluationPool] = {}
         super().__init__(
             model=self.captioner.model,
             args=args,
@@ -118,6 +126,7 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
             optimizers=optimizers,
         )
         self._prepare_models()
+        self._prepare_evaluation()
 
     # Construction ------------------------------------------------------------------------------------------------
 
@@ -151,6 +160,8 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
             self.reference.captioner.model.to(self.args.device)
             self.reference.captioner.verify()
         self.captioner.verify()
+        if self.args.eval_captions:
+            _ = self.captioner.tries  # before Accelerate puts autocast into the model's forward
         unused = self.captioner.freeze_unused()
         if unused:
             logger.info("frozen because no gradient ever reaches them: %s", ", ".join(unused))
@@ -365,14 +376,40 @@ class ContrastiveCaptionTrainer(Seq2SeqTrainer):
         metrics = {**(result.metrics or {}), **{f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}}
         return result._replace(metrics=metrics)
 
+    def _evaluation_pool(self, data: ContrastiveCaptionDataset) -> EvaluationPool:
+        """The images of a data set that are captioned; made once, and kept for the last few data sets."""
+        key = (id(data.source), data.columns)
+        if key not in self._pools:
+            self._pools[key] = make_evaluation_pool(data, self.captioner, self.args)  # it holds the data set
+            while len(self._pools) > KEPT_POOLS:
+                del self._pools[next(iter(self._pools))]
+        return self._pools[key]
+
+    def _prepare_evaluation(self) -> None:
+        """What captions at evaluations need, before a training begins."""
+        if not self.args.eval_captions:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "eval_captions does not work under FSDP or DeepSpeed: processes caption different numbers of images, "
+                "and there each forward waits for all of them. Evaluate the saved model with evaluate_captioner"
+            )
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for data in sets.values():
+            if isinstance(data, ContrastiveCaptionStream):
+                raise ValueError(
+                    "eval_captions needs an evaluation data set with a length: every caption is compared with every "
+                    "image, and a stream has no end. Take some: datasets.Dataset.from_list(list(stream.take(1000)))"
+                )
+            if isinstance(data, ContrastiveCaptionDataset):
+                self._evaluation_pool(data)
+
     def _caption_metrics(self, dataloader: DataLoader[Any], prefix: str) -> dict[str, float]:
         """Caption some of the images and measure the captions; they are also shown in the trackers."""
         data = dataloader.dataset
         if not self.args.eval_captions or not isinstance(data, ContrastiveCaptionDataset):
             return {}
-        if id(data.source) not in self._pools:
-            self._pools[id(data.source)] = make_evaluation_pool(data, self.args)  # which holds the data set
-        pool = self._pools[id(data.source)]
+        pool = self._evaluation_pool(data)
         found = pool.evaluate(self.captioner, self.args.per_device_eval_batch_size, **generation_arguments(self.args))
         key = f"{prefix}_distinct_share"
         warn_of_collapse(found.metrics["distinct_share"], [log[key] for log in self.state.log_history if key in log])

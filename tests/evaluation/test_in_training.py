@@ -7,7 +7,12 @@ import logging
 import pytest
 from datasets import Dataset
 
-from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer, scenes
+from hf_contrastive_caption import (
+    ContrastiveCaptionConfig,
+    ContrastiveCaptionDataset,
+    ContrastiveCaptionTrainer,
+    scenes,
+)
 from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner
 from hf_contrastive_caption.evaluation.images import evaluation_images
 from hf_contrastive_caption.evaluation.in_training import warn_of_collapse
@@ -91,6 +96,8 @@ def test_evaluation_leaves_the_training_as_it_is(data, tmp_path):
     losses = []
     for number in (0, 8):
         options = {"eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1, "eval_captions": number}
+        if not number:
+            options |= {"generation_num_beams": None, "generation_max_length": None}
         trainer = make_trainer(data, tmp_path / str(number), **options)
         trainer.train()
         losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
@@ -142,6 +149,10 @@ def test_data_without_references_gives_what_it_can(data, tmp_path):
         ({"eval_score": "cider + 1", "eval_captions": 9}, "no measure 'cider'"),
         ({"eval_score": "recall_at_10", "eval_captions": 10}, "eval_retrieval_pool=10: it must be above"),
         ({"eval_score": "recall_at_1", "eval_captions": 9, "eval_retrieval_pool": 0}, "eval_retrieval_pool=0"),
+        ({"eval_captions": 1}, "one image is always found"),
+        ({"generation_num_beams": 4}, "say how captions are generated at an evaluation"),
+        ({"metric_for_best_model": "cider_d - invented", "eval_captions": 9}, "give the sum as eval_score="),
+        ({"metric_for_best_model": "eval_birds_invented"}, "metric_for_best_model takes invented, which needs"),
         ({"eval_captions": -1}, "eval_captions must be a whole number of at least 0"),
     ],
 )
@@ -151,6 +162,51 @@ def test_what_cannot_be_measured_is_refused(options, message):
 
 
 def test_lower_is_better_where_it_is():
-    for name, greater in (("invented", False), ("eval_median_rank", False), ("recall_at_1", True)):
+    lower = ("invented", "eval_median_rank", "eval_birds_median_rank")
+    for name, greater in (*((name, False) for name in lower), ("recall_at_1", True), ("eval_birds_cider_d", True)):
         args = ContrastiveCaptionConfig(output_dir="unused", use_cpu=True, eval_captions=9, metric_for_best_model=name)
         assert args.greater_is_better is greater
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_captions": 500, "eval_score": "recall_at_20"}, "self-retrieval has only 20 images"),
+        ({"eval_captions": 9, "generation_max_length": 1000}, "generation_max_length is 1000, but captions have 1 to"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused_before_the_training(data, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(data, tmp_path, **options)
+
+
+def test_streams_and_single_images_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="a stream has no end"):
+        make_trainer({**data, "validation": data["validation"].to_iterable_dataset()}, tmp_path, eval_captions=4)
+    trainer = make_trainer(data, tmp_path, eval_captions=4)
+    same = data["validation"].select([0, 0, 1]).remove_columns("image_id")
+    assert trainer.evaluate(same)["eval_recall_at_1"] in (0.0, 0.5, 1.0)  # two images
+
+
+def test_recall_of_all_images_is_not_logged(data, tmp_path):
+    logged = make_trainer(data, tmp_path, eval_captions=500, eval_retrieval_pool=8).evaluate()
+    assert "eval_recall_at_5" in logged and "eval_recall_at_10" not in logged
+
+
+def test_data_sets_of_one_source_and_other_captions_have_pools_of_their_own(data, tmp_path):
+    trainer = make_trainer(data, tmp_path, eval_captions=6)
+    texts = [[f"picture {number}", f"scene {number}"] for number in range(20)]  # words that no caption here has
+    rows = data["validation"].add_column("others", texts)
+    scores = [
+        trainer.evaluate(ContrastiveCaptionDataset(rows, [trainer.captioner.processor], caption_columns=column))
+        for column in ("captions", "others", "captions")
+    ]
+    invented = [score["eval_invented"] for score in scores]
+    assert invented[0] == invented[2] < invented[1] == 1.0
+
+
+def test_tries_are_found_exact_also_where_training_casts(data, tmp_path, caplog):
+    trainer = make_trainer(data, tmp_path, eval_captions=4, bf16=True)
+    logged = trainer.evaluate()
+    assert trainer.captioner.tries and "eval_recall_at_1" in logged
+    assert not [message for message in caplog.messages if "without prefix tries" in message]

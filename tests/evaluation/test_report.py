@@ -16,6 +16,7 @@ from hf_contrastive_caption.evaluation.images import evaluation_images
 from hf_contrastive_caption.evaluation.measures import Measure
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
 from hf_contrastive_caption.evaluation.metrics.diversity import cider_btw, distinct_captions, mbleu
+from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.metrics.invention import invented_words
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_table
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
@@ -103,6 +104,39 @@ def test_reports_on_other_images_are_not_compared(captioner, data, given):
         ours.compare(make(captioner, data, captions=given, seed=1))
 
 
+def test_reports_with_other_references_or_tables_are_not_compared(captioner, data, given):
+    ours = make(captioner, data, captions=given)
+    others = data.remove_columns("captions").add_column("captions", [["another text"]] * 12)
+    with pytest.raises(ValueError, match="differ in references"):
+        ours.compare(make(captioner, others, captions=given))
+    table = DocumentFrequencies.from_references(evaluation_images(others).prepared_references)
+    with pytest.raises(ValueError, match="differ in document_frequencies"):
+        ours.compare(make(captioner, data, captions=given, document_frequencies=table))
+
+
+def test_a_comparison_says_how_both_sides_were_made(captioner, data, given):
+    ours = make(captioner, data, captions=given, name="people")
+    theirs = make(captioner, data, max_new_tokens=6, num_beams=1, name="model")
+    about = ours.compare(theirs).about()
+    assert "people: 12 images" in about and "model: 12 images" in about and "generated greedily" in about
+    assert ours.compare(ours).about() == ours.about()
+
+
+def test_wrong_options_are_refused_before_anything_is_generated(captioner, data, monkeypatch):
+    monkeypatch.setattr(captioner.model, "generate", lambda **_: pytest.fail("captions were generated"))
+    wrong = (
+        {"metrics": ("spice",)},
+        {"k": (0,)},
+        {"k": 5},
+        {"resamples": 0},
+        {"max_memory_bytes": 0},
+        {"training_captions": "one text"},
+    )
+    for options in wrong:
+        with pytest.raises((ValueError, TypeError)):
+            evaluate_captioner(captioner, data, **options)
+
+
 def test_save_and_load(captioner, data, given, tmp_path):
     report = make(captioner, data, captions=given, name="people")
     report.save(tmp_path / "report.json")
@@ -160,7 +194,7 @@ def test_rows_of_one_image_are_taken_together(data):
     ]
     features = data.features.copy()
     flat = Dataset.from_list(rows).cast_column("image", features["image"])
-    for dataset in (flat, flat.remove_columns("image_id")):
+    for dataset in (flat, flat.remove_columns("image_id"), flat.with_format("torch"), flat.with_format("numpy")):
         images = evaluation_images(dataset)
         assert len(images) == 12 and images.rows == tuple(range(0, 60, 5))
         assert [list(texts) for texts in images.references] == [list(texts) for texts in data["captions"]]
@@ -203,6 +237,10 @@ def test_what_is_no_captioner_or_data_set_is_refused(captioner, data):
 def test_a_measure_is_shown_on_its_scale():
     share = Measure("share", 0.1234, percent=True)
     assert share.text() == "12.3" and share.heading == "share (%)" and share.shown(-0.01, sign="+") == "-1.0"
-    assert Measure("count", 20.0).text() == "20" and Measure("value", 0.25).text() == "0.250"
+    assert (
+        Measure("count", 20.0, count=True).text() == "20"
+        and Measure("one", 1.0).text() == "1.000"
+        and Measure("value", 0.25).text() == "0.250"
+    )
     ranks = Measure.of(Bootstrap(3, 10), "median rank", "median", [1.0, 2.0, 5.0], better="lower")
     assert ranks.value == 2.0 and ranks.text().startswith("2 (")

@@ -54,6 +54,11 @@ def verify(captioner: Captioner) -> None:
 def _choose(captioner: Captioner) -> None:
     images, captions = probe(captioner)
     plain = captioner.reference_log_probs(images, captions)
+    if not torch.isfinite(plain).all():
+        raise ValueError(
+            f"{captioner.name} gives captions scores that are not finite: its weights hold NaN or infinite numbers, "
+            "or overflow in their dtype"
+        )
     _check_causal(captioner, images, captions, plain)
     layouts = {"auto": ("packed", "repeated"), "packed": ("packed",), "repeated": ("repeated",)}[captioner.packing]
     tried: list[str] = []

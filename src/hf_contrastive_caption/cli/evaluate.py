@@ -70,7 +70,7 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         console.table(report_rows([reference, report]))
         console.say()
         console.table(comparison.rows())
-        console.say(report.about(), style="dim")
+        console.say(comparison.about(), style="dim")
     if options.out is not None:
         content = report.to_dict(per_image=True)
         if reference is not None:

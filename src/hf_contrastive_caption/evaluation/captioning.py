@@ -59,6 +59,8 @@ def captions_for(
         ValueError: If there are not as many captions as images, or a caption is no string.
         TypeError: If captions are given together with arguments of ``generate``, or neither they nor a captioner.
     """
+    if cache_dir is not None and Path(cache_dir).exists() and not Path(cache_dir).is_dir():
+        raise ValueError(f"cache_dir {cache_dir} is a file; give a folder.")
     if given is not None:
         _check(given, pool)
         if generate_kwargs:
@@ -110,6 +112,8 @@ def _written(
 def _check(captions: Sequence[str], pool: ImagePool) -> None:
     if isinstance(captions, str):
         raise TypeError(f"captions is one text, {captions!r}; give a list with a caption for each image.")
+    if not isinstance(captions, Sequence):
+        raise TypeError(f"captions is a {type(captions).__name__}; give a list with a caption for each image.")
     if len(captions) != len(pool):
         raise ValueError(
             f"Got {len(captions)} captions for {len(pool)} images; give one caption for each image, in their order."

@@ -18,14 +18,15 @@ from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.measures import Measure
-from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics, expand_metrics
 from hf_contrastive_caption.evaluation.metrics.diversity import cider_btw, diversity, mbleu
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.metrics.invention import invented_words
 from hf_contrastive_caption.evaluation.metrics.meteor import meteor_available
+from hf_contrastive_caption.evaluation.metrics.prepared import check_strings
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.evaluation.retrieval.retrievers import Retriever
-from hf_contrastive_caption.evaluation.retrieval.self_retrieval import RECALL_AT, self_retrieval
+from hf_contrastive_caption.evaluation.retrieval.self_retrieval import RECALL_AT, check_retrieval, self_retrieval
 from hf_contrastive_caption.loading import load_model, load_processing
 
 DEFAULT_METRICS = ("cider_d", "bleu", "meteor", "rouge_l")
@@ -87,7 +88,8 @@ def evaluate_captioner(
             what cannot be measured stands in ``left_out`` of the report.
         document_frequencies: For CIDEr-D and CIDEr; counted in the references of the images if not given.
         training_captions: What the captioner was trained on, for the share of novel captions.
-        samples_per_image: Captions that are sampled for each image for mBLEU; 0 for none, else at least 2.
+        samples_per_image: Captions that are sampled for each image for mBLEU, without beams; 0 for none, else at
+            least 2.
         image_column: Name of the image column, where the types leave a choice.
         caption_columns: Name or names of the caption columns, where they leave one.
         image_id_column: Name of a column that says which rows show the same image.
@@ -106,9 +108,15 @@ def evaluate_captioner(
         ValueError: If the data, the captions or an option do not fit.
         TypeError: If the model or the data set is not what is accepted.
     """
-    captioner = as_captioner(model, processing_class)
     if samples_per_image == 1 or samples_per_image < 0:
         raise ValueError(f"samples_per_image is {samples_per_image}, but must be 0, or 2 or more to be compared.")
+    expand_metrics(metrics)
+    if training_captions is not None:
+        check_strings(training_captions, "training_captions")
+    Bootstrap(1, resamples, seed)
+    captioner = as_captioner(model, processing_class)
+    if k or isinstance(k, int):
+        check_retrieval(captioner, captions, retriever, max_memory_bytes, k)
     if isinstance(dataset, EvaluationImages):
         images = dataset
     else:
@@ -117,12 +125,22 @@ def evaluate_captioner(
     texts, decoding = captions_for(captioner, images.pool, captions, **writing, **generate_kwargs)
     measures: dict[str, Measure] = {}
     chance: dict[str, float] = {}
+    left_out: dict[str, str] = {}
     judge = "no self-retrieval"
     if k:
-        k = [number for number in k if number < len(images)] or (1,)  # the recall of all images says nothing
+        shown = [number for number in k if number < len(images)] or (1,)  # the recall of all images says nothing
+        if len(shown) < len(set(k)) and tuple(k) != RECALL_AT:
+            left_out["recall"] = f"of {len(images)} or more among {len(images)} images, which is 100 %."
         scoring: dict[str, Any] = {"max_memory_bytes": max_memory_bytes, "resamples": resamples, "seed": seed}
         retrieval = self_retrieval(
-            captioner, images.pool, texts, k, retriever=retriever, **scoring, cache_dir=cache_dir, progress=progress
+            captioner,
+            images.pool,
+            texts,
+            shown,
+            retriever=retriever,
+            **scoring,
+            cache_dir=cache_dir,
+            progress=progress,
         )
         measures, chance, judge = dict(retrieval.measures), retrieval.chance, retrieval.retriever
     quality = caption_quality(texts, images, metrics, document_frequencies, resamples, seed)
@@ -142,7 +160,9 @@ def evaluate_captioner(
         chance=chance,
         retriever=judge,
         decoding=decoding,
-        left_out=quality.left_out,
+        left_out={**left_out, **quality.left_out},
+        references=images.references_digest,
+        document_frequencies="of these references" if document_frequencies is None else document_frequencies.digest,
         resamples=resamples,
         seed=seed,
     )
@@ -152,12 +172,17 @@ def as_captioner(model: Captioner | nn.Module | str | PathLike[str], processing_
     """The captioner of a model given as an object or by name.
 
     Raises:
+        ValueError: If there is no such folder.
         TypeError: If it is neither, or the tokenizer and image processor of an object are not given.
     """
     if isinstance(model, Captioner):
         return model
     if isinstance(model, (str, PathLike)):
         name = os.fspath(model)
+        if not os.path.exists(name) and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+            raise ValueError(
+                f"{name} is neither a folder nor the name of a repository on the Hub, such as 'me/my-model'"
+            )
         return captioner_for(load_model(name), processing_class or load_processing(name))
     if processing_class is None:
         raise TypeError(
@@ -189,6 +214,7 @@ def caption_quality(
     document_frequencies: DocumentFrequencies | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    similar_images: int = SIMILAR_IMAGES,
 ) -> CaptionQuality:
     """Compare captions with the references of those images that have some.
 
@@ -199,6 +225,7 @@ def caption_quality(
         document_frequencies: For CIDEr-D and CIDEr; counted in the references of the images if not given.
         resamples: Bootstrap resamples of the intervals.
         seed: Their seed.
+        similar_images: How many similar images CIDErBtw compares with; 0 for no CIDErBtw.
     """
     numbers = images.referenced
     if not numbers:
@@ -218,8 +245,9 @@ def caption_quality(
     measures["invented"] = Measure.of(
         bootstrap, "invented", "ratio", invention.n_invented, invention.n_content, better="lower", percent=True
     )
-    if len(numbers) > SIMILAR_IMAGES:
-        between = cider_btw(texts, references, images.similar(SIMILAR_IMAGES))
+    if 0 < similar_images < len(numbers):
+        neighbours = images.similar(similar_images)
+        between = cider_btw(texts, references, neighbours, document_frequencies=document_frequencies)
         measures["cider_btw"] = Measure.of(bootstrap, "CIDErBtw", "mean", between.per_image, better="lower")
     left_out = {}
     missing = meteor_available() if "meteor" in metrics else None
@@ -232,9 +260,9 @@ def diversity_measures(captions: Sequence[str], training_captions: Sequence[str]
     """How different captions are from each other; these depend on the number of captions and have no intervals."""
     found = diversity(captions, training_captions)
     measures = {
-        "distinct_captions": Measure("distinct captions", found["distinct_captions"]),
-        "distinct_share": Measure("distinct captions", found["distinct_captions_share"], percent=True),
-        "vocabulary": Measure("vocabulary", found["vocabulary_size"]),
+        "distinct_captions": Measure("distinct captions", found["distinct_captions"], count=True),
+        "distinct_share": Measure("distinct", found["distinct_captions_share"], percent=True),
+        "vocabulary": Measure("vocabulary", found["vocabulary_size"], count=True),
         "distinct_1": Measure("distinct-1", found["distinct_1"]),
         "distinct_2": Measure("distinct-2", found["distinct_2"]),
         "mean_length": Measure("words a caption", found["mean_length"], better=None),
@@ -247,8 +275,8 @@ def diversity_measures(captions: Sequence[str], training_captions: Sequence[str]
 def _sampled(
     captioner: Captioner, images: EvaluationImages, samples: int, seed: int, arguments: dict[str, Any]
 ) -> list[list[str]]:
-    """Several sampled captions of each image, (n_images, samples)."""
-    arguments = {"num_beams": 1, **arguments, "do_sample": True, "cache_dir": None}
+    """Several sampled captions of each image, (n_images, samples), without beams: these would all be alike."""
+    arguments = {**arguments, "num_beams": 1, "do_sample": True, "cache_dir": None}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         columns = [captions_for(captioner, images.pool, **arguments).texts for _ in range(samples)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,13 @@ import numpy as np
 
 from hf_contrastive_caption.data.images import BadImageError, image_hash
 from hf_contrastive_caption.data.schema import check_split, find_columns, references_of
-from hf_contrastive_caption.data.table import undecoded
+from hf_contrastive_caption.data.table import image_id_key, undecoded
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import prepare_references
 from hf_contrastive_caption.evaluation.metrics.diversity import similar_images
 from hf_contrastive_caption.evaluation.metrics.ngrams import Integers
 from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences
 from hf_contrastive_caption.evaluation.pool import ImagePool
+from hf_contrastive_caption.fingerprints import json_digest
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class EvaluationImages:
     def prepared_references(self) -> PreparedReferences:
         """The references of the images that have some, tokenized; used by all metrics of all captioners."""
         return prepare_references([self.references[number] for number in self.referenced])
+
+    @cached_property
+    def references_digest(self) -> str:
+        """A hash of all references, in their order."""
+        return json_digest(self.references)
 
     def similar(self, k: int) -> Integers:
         """For each image with references the k others whose references are most alike, (n_referenced, k)."""
@@ -99,11 +105,14 @@ def evaluation_images(
     columns = find_columns(dataset.features, image_column, caption_columns, image_id_column, captions_required=False)
     images = undecoded(dataset, [columns.image])
     texts = undecoded(dataset, columns.captions) if columns.captions else None
-    ids = dataset[columns.image_id][:] if columns.image_id else list(_hashes(images, columns.image))
-    first: dict[Any, int] = {}
-    references: dict[Any, list[str]] = {}
+    if columns.image_id:
+        ids: Iterable[Any] = dataset.with_format(None)[columns.image_id][:]  # tensors would all differ
+    else:
+        ids = _hashes(images, columns.image)
+    first: dict[int, int] = {}
+    references: dict[int, list[str]] = {}
     for row, image_id in enumerate(ids):
-        key = ("row", row) if image_id is None else image_id
+        key = image_id_key(image_id, row)
         first.setdefault(key, row)
         found = references.setdefault(key, [])
         if texts is not None:

@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 
 from hf_contrastive_caption.captioners import Captioner
-from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.evaluator import caption_quality, diversity_measures
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
@@ -51,6 +50,9 @@ class EvaluationPool:
         retrieval_pool: How many of them take part in self-retrieval; 0 for none.
         seed: Seed of the choice.
         score: Weights of the measures that make the score; none for no score.
+
+    Raises:
+        ValueError: If there are fewer than 2 images, or the score takes a measure that they cannot give.
     """
 
     def __init__(
@@ -68,10 +70,29 @@ class EvaluationPool:
         self.images = everything.sample(num_images, seed)
         self.retrieval = self.images.sample(retrieval_pool, seed) if retrieval_pool else None
         self.score = score
+        if self.retrieval is not None:
+            self._k = sorted({*RECALL_AT, *(k for name in score if (k := recall_number(name)))})
+            self._k = [k for k in self._k if k < len(self.retrieval)]  # the recall of all images says nothing
+        self._check_score()
         # Of all images, not of the chosen ones alone: CIDEr-D is too high where few references are counted.
         self._frequencies = (
             DocumentFrequencies.from_references(everything.prepared_references) if everything.referenced else None
         )
+
+    def _check_score(self) -> None:
+        if len(self.images) < 2 or (self.retrieval is not None and len(self.retrieval) < 2):
+            raise ValueError(
+                "eval_captions needs an evaluation data set of at least 2 images, as captions are compared"
+            )
+        for name in self.score:
+            k = recall_number(name)
+            if k is not None and (self.retrieval is None or k not in self._k):
+                raise ValueError(
+                    f"eval_score takes {name}, but self-retrieval has only {len(self.retrieval or ())} images; take a "
+                    "smaller number, or more evaluation images"
+                )
+            if name in ("cider_d", "rouge_l", "invented") and not self.images.referenced:
+                raise ValueError(f"eval_score takes {name}, but none of the images has a reference caption")
 
     def evaluate(self, captioner: Captioner, batch_size: int, **generate_kwargs: Any) -> CaptionedPool:
         """Caption the images and measure the captions.
@@ -80,30 +101,21 @@ class EvaluationPool:
             captioner: The captioner.
             batch_size: Images that are captioned at once.
             **generate_kwargs: Arguments of ``model.generate``, see :func:`caption_images`.
-
-        Raises:
-            ValueError: If the score takes a measure that these images cannot give.
         """
         start = perf_counter()
         captions = captions_for(captioner, self.images.pool, batch_size=batch_size, **generate_kwargs).texts
-        quality = caption_quality(captions, self.images, ("cider_d", "rouge_l"), self._frequencies, RESAMPLES)
+        quality = caption_quality(
+            captions, self.images, ("cider_d", "rouge_l"), self._frequencies, resamples=1, similar_images=0
+        )
         measures = {**quality.measures, **diversity_measures(captions)}
         if self.retrieval is not None:
             of_row = dict(zip(self.images.rows, captions, strict=True))
-            k = {*RECALL_AT, *(number for name in self.score if (number := recall_number(name)))}
-            found = self_retrieval(
-                captioner, self.retrieval.pool, [of_row[row] for row in self.retrieval.rows], sorted(k), progress=False
-            )
+            texts = [of_row[row] for row in self.retrieval.rows]
+            found = self_retrieval(captioner, self.retrieval.pool, texts, self._k, resamples=1, progress=False)
             measures |= found.measures
         metrics = {
             name: measure.value for name, measure in measures.items() if name in MEASURES or recall_number(name)
         }
-        missing = [name for name in self.score if name not in metrics]
-        if missing:
-            raise ValueError(
-                f"eval_score takes {', '.join(missing)}, which these images cannot give: without reference captions "
-                f"there are {', '.join(metrics)}"
-            )
         if self.score:
             metrics["score"] = weighted_sum(self.score, metrics)
         metrics["captions_runtime"] = round(perf_counter() - start, 2)

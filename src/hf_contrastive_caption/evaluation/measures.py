@@ -23,6 +23,7 @@ class Measure:
         per_image: What it is made of, arrays of (n_images,): one, or numerators and denominators of a ratio.
         better: ``"higher"``, ``"lower"``, or ``None`` where it depends.
         percent: Whether it is shown as a percentage.
+        count: Whether it counts something.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Measure:
     per_image: tuple[Floats, ...] = field(default=(), repr=False)
     better: str | None = "higher"
     percent: bool = False
+    count: bool = False
 
     @classmethod
     def of(cls, bootstrap: Bootstrap, label: str, statistic: str, *per_image: Any, **others: Any) -> Measure:
@@ -49,7 +51,7 @@ class Measure:
         """A value of this measure, or of a guess, as tables show it."""
         if self.percent:
             return f"{100 * value:{sign}.1f}"
-        if self.statistic == "median" or (self.statistic is None and float(self.value).is_integer()):
+        if self.statistic == "median" or self.count:
             return f"{value:{sign}g}"
         return f"{value:{sign}.3f}"
 
@@ -86,6 +88,7 @@ class Measure:
             "interval": None if self.interval is None else list(self.interval[1:]),
             "better": self.better,
             "percent": self.percent,
+            "count": self.count,
         }
         if per_image:
             content |= {"statistic": self.statistic, "per_image": [values.tolist() for values in self.per_image]}
@@ -103,6 +106,7 @@ class Measure:
             tuple(np.asarray(values, dtype=np.float64) for values in content["per_image"]),
             content["better"],
             content["percent"],
+            content["count"],
         )
 
 

@@ -33,6 +33,8 @@ class CaptionerReport:
         retriever: What scored the captions for self-retrieval.
         decoding: How the captions were generated.
         left_out: What could not be measured, and why.
+        references: A hash of the reference captions.
+        document_frequencies: Where those of CIDEr come from: the references, or a hash of the table that was given.
         resamples: Bootstrap resamples behind the intervals.
         seed: Their seed.
     """
@@ -48,6 +50,8 @@ class CaptionerReport:
     retriever: str
     decoding: str
     left_out: Mapping[str, str]
+    references: str
+    document_frequencies: str
     resamples: int
     seed: int
 
@@ -63,11 +67,12 @@ class CaptionerReport:
         Args:
             per_image: Whether to add what the numbers are made of for every image, which a later comparison needs.
         """
-        others = ("images", "num_images", "num_referenced", "retriever", "decoding", "resamples", "seed")
+        others = {entry.name for entry in fields(self)} - {"name", "measures", "captions", "invented_words"}
+        others -= {"chance", "left_out"}
         return {
             "name": self.name,
             "measures": {name: measure.to_dict(per_image=per_image) for name, measure in self.measures.items()},
-            **{name: getattr(self, name) for name in others},
+            **{name: getattr(self, name) for name in sorted(others)},
             "chance": dict(self.chance),
             "left_out": dict(self.left_out),
             "captions": list(self.captions),
@@ -120,7 +125,7 @@ class CaptionerReport:
         Raises:
             ValueError: If the other report is on other images, or was made with other resamples.
         """
-        for what in ("images", "num_referenced", "resamples", "seed"):
+        for what in ("images", "references", "document_frequencies", "resamples", "seed"):
             if getattr(self, what) != getattr(other, what):
                 raise ValueError(
                     f"The reports of {self.name} and {other.name} differ in {what} ({getattr(self, what)} and "
@@ -168,7 +173,12 @@ class ReportComparison:
 
     def to_markdown(self) -> str:
         """:meth:`rows` as a Markdown table, and what was measured."""
-        return f"{aligned_table(self.rows())}\n\n{self.ours.about()}"
+        return f"{aligned_table(self.rows())}\n\n{self.about()}"
+
+    def about(self) -> str:
+        """What the numbers were measured on and how, of both sides where they differ."""
+        ours, theirs = self.ours.about(), self.theirs.about()
+        return ours if ours == theirs else f"{self.ours.name}: {ours} {self.theirs.name}: {theirs}"
 
     def rows(self) -> list[Sequence[str]]:
         """Both captioners, the differences with intervals, and whether these leave zero out; the heading first."""

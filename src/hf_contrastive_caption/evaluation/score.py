@@ -11,7 +11,7 @@ MEASURES = ("cider_d", "rouge_l", "invented", "distinct_share", "mean_length", "
 LOWER_IS_BETTER = ("invented", "median_rank")
 NEED_RETRIEVAL = ("mean_reciprocal_rank", "median_rank")
 
-_NUMBER = r"\d+(?:\.\d*)?|\.\d+"
+_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:e\d+)?"
 _TERM = re.compile(rf"(?:(?P<before>{_NUMBER})\s*\*\s*)?(?P<name>[a-z][a-z0-9_]*)(?:\s*\*\s*(?P<after>{_NUMBER}))?")
 
 

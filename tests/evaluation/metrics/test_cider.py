@@ -121,11 +121,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default:the document frequencies of CIDEr:UserWarning")
-def test_few_images_warn_unless_a_table_is_given() -> None:
+def test_few_images_warn_unless_a_large_table_is_given() -> None:
     captions, references = random_corpus(3)
-    with pytest.warns(UserWarning, match="come from the 3 scored images"):
-        cider_d(captions, references)
+    small = DocumentFrequencies.from_references(references)
+    for table in (None, small):
+        with pytest.warns(UserWarning, match="come from 3 images"):
+            cider_d(captions, references, table)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cider_d(captions, references, DocumentFrequencies.from_references(references))
+        cider_d(captions, references, DocumentFrequencies.from_references(random_corpus(500)[1]))
         cider_d(*random_corpus(500))

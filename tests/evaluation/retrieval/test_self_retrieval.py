@@ -363,7 +363,7 @@ class TestWrongUse:
 
     @pytest.mark.parametrize("k", [(), (0,), (1, -1), 5])
     def test_numbers_of_images_of_recall(self, captioner: Captioner, k: tuple[int, ...] | int) -> None:
-        with pytest.raises(ValueError, match="give a list of numbers of images, each at least 1"):
+        with pytest.raises(ValueError, match="give a list of whole numbers of images, each at least 1"):
             measure(captioner, tiny.images(2), tiny.texts(2), k=k)
 
     def test_recalls_are_sorted_and_each_is_there_once(self, captioner: Captioner) -> None:

@@ -63,7 +63,7 @@ def caption_metrics(
         ValueError: If the numbers of captions and images differ, an image has no references, a name is not known, or
             ``tokenize`` is not what made the prepared references.
     """
-    names = _expand(metrics)
+    names = expand_metrics(metrics)
     check_strings(captions, "captions")
     references = _prepared(references, tokenize)
     check_same_number(len(captions), len(references))
@@ -115,7 +115,13 @@ def _prepared(
     return references
 
 
-def _expand(metrics: Sequence[str]) -> list[str]:
+def expand_metrics(metrics: Sequence[str]) -> list[str]:
+    """The names of single metrics, ``"bleu"`` taken apart.
+
+    Raises:
+        TypeError: If there is a string where a list is expected.
+        ValueError: If a name is not known, or there is none.
+    """
     if isinstance(metrics, str):
         raise TypeError(f"metrics must be a list of names, but is the string {metrics!r}; use ({metrics!r},)")
     unknown = [name for name in metrics if name not in METRICS]

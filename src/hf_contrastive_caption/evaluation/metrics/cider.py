@@ -107,15 +107,15 @@ def _consensus(
     check_same_number(len(captions), len(references))
     if document_frequencies is None:
         document_frequencies = DocumentFrequencies.from_references(references)
-        if len(references) < FEW_IMAGES:
-            warnings.warn(
-                f"the document frequencies of CIDEr come from the {len(references)} scored images themselves; below "
-                f"{FEW_IMAGES} images this makes scores too high and not comparable with those of other sets. Pass "
-                "document_frequencies=DocumentFrequencies.from_references(...) of a large set of references, or "
-                "DocumentFrequencies.load(...) of a saved table",
-                UserWarning,
-                stacklevel=3,
-            )
+    if document_frequencies.n_images < FEW_IMAGES:
+        warnings.warn(
+            f"the document frequencies of CIDEr come from {document_frequencies.n_images} images; below {FEW_IMAGES} "
+            "this makes scores too high and not comparable with those of other sets. Pass document_frequencies="
+            "DocumentFrequencies.from_references(...) of a large set of references, or DocumentFrequencies.load(...) "
+            "of a saved table",
+            UserWarning,
+            stacklevel=3,
+        )
     similarity = _similarities(captions, references, document_frequencies, clip=name == "cider_d")
     if name == "cider_d":
         bigrams = [np.maximum(counts.lengths - 1, 0) for counts in (captions.counts, references.counts)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from hf_contrastive_caption.evaluation.metrics.ngrams import Integers, NgramVocabulary, pack, unpack
 from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences, as_references
+from hf_contrastive_caption.fingerprints import json_digest
 
 _FORMAT = "hf_contrastive_caption.document_frequencies"
 _VERSION = 1
@@ -71,6 +73,12 @@ class DocumentFrequencies:
             for counts, numbers in zip(self.counts, vocabulary.translate(self.vocabulary), strict=True)
         ]
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the table."""
+        vocabulary = [list(self.vocabulary.words.items()), *(keys.tolist() for keys in self.vocabulary.keys)]
+        return json_digest([self.n_images, vocabulary, *(counts.tolist() for counts in self.counts)])
+
     def save(self, path: str | Path) -> None:
         """Write the table as JSON.
 
@@ -110,7 +118,10 @@ class DocumentFrequencies:
         Raises:
             ValueError: If the file holds something else.
         """
-        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        try:
+            content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError:  # no JSON, or no text at all
+            content = None
         if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (_FORMAT, _VERSION):
             raise ValueError(
                 f"{path} is no table of document frequencies that this version reads (format {_FORMAT!r}, version "

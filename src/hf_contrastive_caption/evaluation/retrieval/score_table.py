@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -39,7 +39,8 @@ def score_table(
     state = PartialState()
     numbers = np.unique(pool.distinct)  # (n_distinct,)
     table = np.zeros((len(numbers), num_captions), dtype=np.float32)
-    size = scorer.images_at_once
+    size = broadcast_object_list([scorer.images_at_once])[0]  # processes may have found different ones
+    size = max(1, min(size, -(-len(numbers) // state.num_processes)))
     mine = list(range(state.process_index * size, len(numbers), state.num_processes * size))
     rows = sum(min(size, len(numbers) - first) for first in mine)
     hidden = not progress or not state.is_main_process

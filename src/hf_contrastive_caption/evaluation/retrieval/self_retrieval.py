@@ -133,9 +133,8 @@ def self_retrieval(
         ValueError: If there are not as many captions as images, there is no image, or a k is less than 1.
         TypeError: If neither a captioner nor captions with a retriever are given.
     """
-    judge = _retriever(captioner, captions, retriever, max_memory_bytes)
-    if isinstance(k, int) or not k or any(number < 1 for number in k):
-        raise ValueError(f"Got k={k}; give a list of numbers of images, each at least 1.")
+    judge = check_retrieval(captioner, captions, retriever, max_memory_bytes, k)
+    Bootstrap(1, resamples, seed)
     pool = images if isinstance(images, ImagePool) else ImagePool(images)
     texts, decoding = captions_for(
         captioner,
@@ -191,12 +190,23 @@ def _chance(measures: dict[str, Measure], pool_size: int) -> dict[str, float]:
     }
 
 
-def _retriever(
+def check_retrieval(
     captioner: Captioner | None,
     captions: Sequence[str] | None,
     retriever: Captioner | Retriever | None,
     max_memory_bytes: int,
+    k: Sequence[int],
 ) -> Retriever:
+    """Check the arguments of :func:`self_retrieval` before anything is computed, and return who ranks.
+
+    Raises:
+        ValueError: If a number is out of its range.
+        TypeError: If nobody can rank or write.
+    """
+    if not isinstance(k, (list, tuple)) or not k or any(type(number) is not int or number < 1 for number in k):
+        raise ValueError(f"Got k={k!r}; give a list of whole numbers of images, each at least 1.")
+    if max_memory_bytes < 1:
+        raise ValueError(f"max_memory_bytes must be at least 1, but is {max_memory_bytes}")
     for name, value in (("captioner", captioner), ("retriever", retriever)):
         if isinstance(value, (str, PathLike, nn.Module)):
             raise TypeError(

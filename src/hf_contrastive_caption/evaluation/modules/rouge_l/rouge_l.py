@@ -20,7 +20,7 @@ _CITATION = """\
 
 
 class RougeL(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """ROUGE-L of COCO's evaluation; see :mod:`hf_contrastive_caption.evaluation.rouge_l`."""
+    """ROUGE-L of COCO's evaluation; see :mod:`hf_contrastive_caption.evaluation.metrics.rouge`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
