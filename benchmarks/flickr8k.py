@@ -204,7 +204,8 @@ def cell(found: dict[str, Any], key: str, name: str, sign: str = "") -> str:
 def shown(value: float, name: str, sign: str = "") -> str:
     if name in PERCENT:
         return f"{100 * value:{sign}.1f}"
-    return f"{value:{sign}.0f}" if name == "distinct_captions" else f"{value:{sign}.3f}"
+    decimals = {"distinct_captions": 0, "median_rank": 1}.get(name, 3)
+    return f"{value:{sign}.{decimals}f}"
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -108,12 +108,7 @@ def evaluate_captioner(
         ValueError: If the data, the captions or an option do not fit.
         TypeError: If the model or the data set is not what is accepted.
     """
-    if samples_per_image == 1 or samples_per_image < 0:
-        raise ValueError(f"samples_per_image is {samples_per_image}, but must be 0, or 2 or more to be compared.")
-    expand_metrics(metrics)
-    if training_captions is not None:
-        check_strings(training_captions, "training_captions")
-    Bootstrap(1, resamples, seed)
+    _check_options(metrics, training_captions, samples_per_image, resamples, seed)
     captioner = as_captioner(model, processing_class)
     if k or isinstance(k, int):
         check_retrieval(captioner, captions, retriever, max_memory_bytes, k)
@@ -131,17 +126,9 @@ def evaluate_captioner(
         shown = [number for number in k if number < len(images)] or (1,)  # the recall of all images says nothing
         if len(shown) < len(set(k)) and tuple(k) != RECALL_AT:
             left_out["recall"] = f"of {len(images)} or more among {len(images)} images, which is 100 %."
-        scoring: dict[str, Any] = {"max_memory_bytes": max_memory_bytes, "resamples": resamples, "seed": seed}
-        retrieval = self_retrieval(
-            captioner,
-            images.pool,
-            texts,
-            shown,
-            retriever=retriever,
-            **scoring,
-            cache_dir=cache_dir,
-            progress=progress,
-        )
+        scoring: dict[str, Any] = {"retriever": retriever, "max_memory_bytes": max_memory_bytes}
+        scoring |= {"resamples": resamples, "seed": seed, "cache_dir": cache_dir, "progress": progress}
+        retrieval = self_retrieval(captioner, images.pool, texts, shown, **scoring)
         measures, chance, judge = dict(retrieval.measures), retrieval.chance, retrieval.retriever
     quality = caption_quality(texts, images, metrics, document_frequencies, resamples, seed)
     measures |= quality.measures
@@ -166,6 +153,18 @@ def evaluate_captioner(
         resamples=resamples,
         seed=seed,
     )
+
+
+def _check_options(
+    metrics: Sequence[str], training_captions: Sequence[str] | None, samples_per_image: int, resamples: int, seed: int
+) -> None:
+    """Refuse what cannot work before hours are spent on captions."""
+    expand_metrics(metrics)
+    if training_captions is not None:
+        check_strings(training_captions, "training_captions")
+    if samples_per_image == 1 or samples_per_image < 0:
+        raise ValueError(f"samples_per_image is {samples_per_image}, but must be 0, or 2 or more to be compared.")
+    Bootstrap(1, resamples, seed)
 
 
 def as_captioner(model: Captioner | nn.Module | str | PathLike[str], processing_class: Any = None) -> Captioner:
