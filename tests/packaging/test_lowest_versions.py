@@ -17,6 +17,7 @@ TESTS = [
     "tests/test_losses.py",
     "tests/captioners",
     "tests/data",
+    "tests/evaluation",
     "tests/test_trainer.py",
     "tests/test_construction.py",
 ]
