@@ -147,7 +147,7 @@ class TestPlan:
         captioner.verify()
         captioner._tries = False
         captions = [[4 + number % 50, *range(5, 5 + number // 4), tiny.EOS] for number in range(60)]
-        scorer = PairScorer(captioner, captions, 400_000)
+        scorer = PairScorer(captioner, captions, 800_000)
         seen: list[int] = []
         hook = captioner.decoder.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True

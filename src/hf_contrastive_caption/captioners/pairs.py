@@ -191,8 +191,10 @@ class _Sizes:
         images, _ = probe(captioner)
         states = next(iter(captioner.encode({name: value[:1] for name, value in images.items()}).values()))
         itemsize = states.element_size()
-        self.position_bytes = itemsize * ((2 * layers + 4) * width + 3 * widest)
-        self.image_bytes = states.numel() * itemsize * (2 * layers + 1)
+        # Activations that are written out in Python hold several copies of the widest layer. With these two factors
+        # the peak that benchmarks/self_retrieval.py measures stays within the budget.
+        self.position_bytes = itemsize * ((2 * layers + 4) * width + 13 * widest)
+        self.image_bytes = states.numel() * itemsize * (2 * layers + 9)
         self._per_position: int = 2 * sum(weight.numel() for weight in (*products, *projection.values()))
         self._per_pair: float = 4 * layers * width * _ATTENTION_SLOWDOWN
         of_layer = _OPERATIONS_PER_LAYER_CALL.get(captioner.device.type, _OPERATIONS_PER_LAYER_CALL_ELSEWHERE)
