@@ -56,7 +56,7 @@ def test_piped_output_is_plain(quick):
     ]
     assert tables[0][0] == list(LEARNING)
     assert [tuple(line) for line in tables[0][2:]] == [row.cells() for row in result.rows]
-    both = ["", "R@1 (%)", "R@5 (%)", "R@10 (%)", "CIDEr-D", "invented (%)", "distinct captions (%)"]
+    both = ["", "R@1 (%)", "R@5 (%)", "R@10 (%)", "CIDEr-D", "invented (%)", "distinct (%)"]
     assert tables[1][0] == both
     assert [tables[1][0], *tables[1][2:]] == [list(row) for row in two_sides_rows(result.rows)]
     assert [tables[0][0], *tables[0][2:]] == [list(row) for row in learning_rows(result.rows)]
