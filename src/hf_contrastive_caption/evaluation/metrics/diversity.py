@@ -54,9 +54,7 @@ def distinct_captions(captions: Sequence[str]) -> DistinctCaptions:
     Raises:
         ValueError: If there are no captions.
     """
-    words = _tokenized(captions)
-    number = len({tuple(of_caption) for of_caption in words})
-    return DistinctCaptions(number, number / len(words))
+    return _distinct(_tokenized(captions))
 
 
 def novel_captions(captions: Sequence[str], training_captions: Sequence[str]) -> float:
@@ -75,9 +73,7 @@ def novel_captions(captions: Sequence[str], training_captions: Sequence[str]) ->
     Raises:
         ValueError: If there are no captions.
     """
-    words = _tokenized(captions)
-    seen = {tuple(of_caption) for of_caption in ptb_tokenize(training_captions)}
-    return sum(tuple(of_caption) not in seen for of_caption in words) / len(words)
+    return _novel(_tokenized(captions), training_captions)
 
 
 def vocabulary_size(captions: Sequence[str]) -> int:
@@ -92,7 +88,7 @@ def vocabulary_size(captions: Sequence[str]) -> int:
     Raises:
         ValueError: If there are no captions.
     """
-    return len({word for of_caption in _tokenized(captions) for word in of_caption})
+    return _vocabulary(_tokenized(captions))
 
 
 def distinct_n(captions: Sequence[str], n: int) -> float:
@@ -249,18 +245,18 @@ def diversity(captions: Sequence[str], training_captions: Sequence[str] | None =
         ValueError: If there are no captions.
     """
     words = _tokenized(captions)
-    distinct = distinct_captions(captions)
+    distinct = _distinct(words)
     measures: dict[str, float] = {
         "n_captions": len(words),
         "distinct_captions": distinct.number,
         "distinct_captions_share": distinct.share,
-        "vocabulary_size": vocabulary_size(captions),
+        "vocabulary_size": _vocabulary(words),
         "distinct_1": _distinct_n(words, 1),
         "distinct_2": _distinct_n(words, 2),
         "mean_length": sum(map(len, words)) / len(words),
     }
     if training_captions is not None:
-        measures["novel_captions"] = novel_captions(captions, training_captions)
+        measures["novel_captions"] = _novel(words, training_captions)
     return measures
 
 
@@ -269,6 +265,20 @@ def _tokenized(captions: Sequence[str]) -> list[list[str]]:
     if not words:
         raise ValueError("there are no captions; give at least one")
     return words
+
+
+def _distinct(words: list[list[str]]) -> DistinctCaptions:
+    number = len(set(map(tuple, words)))
+    return DistinctCaptions(number, number / len(words))
+
+
+def _vocabulary(words: list[list[str]]) -> int:
+    return len({word for of_caption in words for word in of_caption})
+
+
+def _novel(words: list[list[str]], training_captions: Sequence[str]) -> float:
+    seen = set(map(tuple, ptb_tokenize(training_captions)))
+    return sum(tuple(of_caption) not in seen for of_caption in words) / len(words)
 
 
 def _distinct_n(words: list[list[str]], n: int) -> float:
