@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -26,6 +28,15 @@ class RunningMeans:
     def clear(self) -> None:
         """Forget everything."""
         self._sums = {}
+
+    def state(self) -> tuple[list[str], Tensor]:
+        """What was added up on this process: the names in their order, and sums and weights, (n_names, 2) float64."""
+        names = sorted(self._sums)
+        return names, torch.stack([self._sums[name] for name in names]) if names else torch.zeros(0, 2).double()
+
+    def load(self, names: Sequence[str], sums: Tensor, device: torch.device | str) -> None:
+        """Go on from what :meth:`state` gave, on the device of what will be added."""
+        self._sums = dict(zip(names, sums.to(device), strict=True))
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all processes since the last call; names whose weight is 0 are left out.
