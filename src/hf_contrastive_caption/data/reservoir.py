@@ -136,5 +136,6 @@ class CaptionReservoir:
             f"No negative can be drawn for caption {caption} of row {row.number} of the stream from the "
             f"{len(self._captions)} captions of the reservoir: {reason}. A negative is a caption of another image (by "
             "the image-id column, or the bytes of the image) with another text. Shuffle the stream, enlarge "
-            f"reservoir_size ({self.size}), or train without negatives (objective='mle')."
+            f"reservoir_size ({self.size}), divide the stream among fewer workers, or "
+            "train without negatives (objective='mle')."
         )

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from hf_contrastive_caption.data.keyed import derive_key, keyed_permutation
@@ -106,11 +107,22 @@ class EpochSampler(Sampler[SampleKey]):
         return -(-len(self.dataset) // self.pad_to) * self.pad_to
 
     def __iter__(self) -> Iterator[SampleKey]:
-        """One epoch: every row once with weight 1, then the padding, rows from the start with weight 0."""
+        """One epoch: every row once with weight 1, then the padding with weight 0."""
         epoch, n_rows = self.epoch, len(self.dataset)
-        key = derive_key(self.seed, "order", epoch)
-        for start in range(0, len(self), _CHUNK):
-            places = np.arange(start, min(start + _CHUNK, len(self)))
-            rows = keyed_permutation(places % n_rows, n_rows, key) if self.shuffle else places % n_rows
-            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                yield SampleKey(epoch, row, 1.0 if place < n_rows else 0.0)
+        for rows in self._pieces(epoch):
+            for row in rows.tolist():
+                yield SampleKey(epoch, row)
+        for row in self._rows_at(np.arange(n_rows, len(self)) % n_rows, epoch).tolist():
+            yield SampleKey(epoch, row, 0.0)
+
+    def _pieces(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """The rows of an epoch in their order, some at a time."""
+        n_rows = len(self.dataset)
+        for start in range(0, n_rows, _CHUNK):
+            yield self._rows_at(np.arange(start, min(start + _CHUNK, n_rows)), epoch)
+
+    def _rows_at(self, places: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """The rows at some places of the epoch, (n,)."""
+        if not self.shuffle:
+            return places
+        return keyed_permutation(places, len(self.dataset), derive_key(self.seed, "order", epoch))

@@ -205,8 +205,8 @@ def _find_captions(features: Mapping[str, Any], image: str, required: bool) -> t
     if not candidates:
         left_out = f" Not taken, because of their names: {_listed(strings)}." if strings else ""
         raise ValueError(
-            f"No column holds captions (strings or lists of strings); the columns are {_typed(features)}.{left_out} "
-            "Name the caption column with caption_columns=..."
+            f"No column holds captions (strings or lists of strings); the columns are {_typed(features)}.{left_out}"
+            f"{_nested_hint(features)} Name the caption column with caption_columns=..."
         )
     chosen = list(candidates)
     if len(chosen) > 1:
@@ -219,6 +219,18 @@ def _find_captions(features: Mapping[str, Any], image: str, required: bool) -> t
         others = [name for stem, names in candidates.items() if stem != chosen[0] for name in names]
         logger.info("Captions are taken from %s, not from %s.", _listed(candidates[chosen[0]]), _listed(others))
     return tuple(sorted(candidates[chosen[0]], key=_number_at_end))
+
+
+def _nested_hint(features: Mapping[str, Any]) -> str:
+    """How to get at captions in a column of dictionaries, such as the JSON files of a tar file."""
+    for name, fields in features.items():
+        for key in fields if isinstance(fields, dict) else ():
+            if _is_caption_type(fields[key]) and not _NO_CAPTION_WORDS & set(_words(key)):
+                return (
+                    f" Those in field {key!r} of {name!r} become a column with dataset.map(lambda row: "
+                    f'{{"captions": row["{name}"]["{key}"]}}); for a stream give map its features too.'
+                )
+    return ""
 
 
 def _find_image_id(features: Mapping[str, Any]) -> str | None:

@@ -6,11 +6,12 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Literal
 
 import datasets
 import numpy as np
+from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -42,7 +43,13 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
     epoch and the rows before it, so that a pass can be repeated and resumed by skipping examples.
 
     Several workers divide the shards of the stream, each with a reservoir of its own; then another number of workers
-    gives other draws. Row ``r`` is row ``r // num_workers`` of worker ``r % num_workers``.
+    gives other draws. So do several processes with ``num_processes``; without it, every process gets the whole stream.
+    Row ``r`` is row ``r // n`` of part ``r % n``, where ``n`` is ``num_processes * num_workers``, and a worker's part
+    ``process_index * num_workers + worker``.
+
+    With ``repeat``, the stream goes round without an end: every time with its next epoch, and each worker at its own
+    pace. So parts of unequal length never leave one process without a batch that others wait for, and skipping the
+    batches that were seen leads to the same place in any epoch.
 
     Args:
         dataset: The stream, with an image column and captions. If it does not know its features, its first example
@@ -60,11 +67,15 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
         reservoir_size: How many captions negatives are drawn from.
         pad_to: Each worker's examples are filled up with weight 0 to a multiple of this: the batch size times the
             number of processes. 1 for no padding.
+        repeat: Go round without an end, for training with ``max_steps``.
+        process_index: Which of the processes this is.
+        num_processes: Read only this process's shards, every ``num_processes``-th. The number of shards must be a
+            multiple of it; a stream that was shuffled must have been shuffled with the same seed in every process.
 
     Raises:
         TypeError: ``dataset`` is no stream.
-        ValueError: The columns or an option do not fit. While iterating: the captions of a row, or a caption for
-            which the reservoir holds no negative.
+        ValueError: The columns or an option do not fit. While iterating: the captions of a row, a caption for which
+            the reservoir holds no negative, or shards without any row in one of several processes.
     """
 
     def __init__(
@@ -83,6 +94,9 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
         evaluation: bool = False,
         reservoir_size: int = 5000,
         pad_to: int = 1,
+        repeat: bool = False,
+        process_index: int = 0,
+        num_processes: int = 1,
     ) -> None:
         check_split(dataset)
         if not isinstance(dataset, datasets.IterableDataset):
@@ -92,6 +106,7 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
             raise ValueError(f"reservoir_size={reservoir_size}; it must hold at least 2 captions.")
         if pad_to < 1:
             raise ValueError(f"pad_to={pad_to}; give the number of examples in a batch of all processes, at least 1.")
+        _check_parts(dataset, evaluation, pad_to, repeat, process_index, num_processes)
         self.columns = _columns(dataset, image_column, caption_columns, image_id_column)
         self.processors = tuple(processors)
         self.num_negatives = num_negatives
@@ -100,13 +115,17 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
         self.evaluation = evaluation
         self.reservoir_size = reservoir_size
         self.pad_to = pad_to
+        self.repeat = repeat
+        self.process_index = process_index
+        self.num_processes = num_processes
         self._rules = ImageRules(augment, on_bad_image, seed)
         self._epoch = SharedEpoch()
-        self._dataset = _undecoded(dataset, self.columns)
+        own = dataset if num_processes == 1 else split_dataset_by_node(dataset, process_index, num_processes)
+        self._dataset = _undecoded(own, self.columns)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next pass."""
+        """The epoch of the next pass; with ``repeat``, of the first of the next passes."""
         return self._epoch.get()
 
     def set_epoch(self, epoch: int) -> None:
@@ -114,22 +133,46 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
         self._epoch.set(epoch)
 
     def __iter__(self) -> Iterator[CaptionExample]:
-        """One pass over the stream, or over this worker's part of it."""
-        epoch = EVALUATION_EPOCH if self.evaluation else self.epoch
-        self._dataset.set_epoch(max(epoch, 0))
-        count, example = 0, None
+        """One pass over the stream, or over this worker's part of it; with ``repeat``, one after the other."""
+        if self.repeat:
+            return self._passes()
+        return self._padded(EVALUATION_EPOCH if self.evaluation else self.epoch)
+
+    def _padded(self, epoch: int) -> Iterator[CaptionExample]:
+        n_examples, example = 0, None
         for example in self._examples(epoch):
-            count += 1
+            n_examples += 1
             yield example
         if example is not None:
-            for _ in range(-count % self.pad_to):
+            for _ in range(-n_examples % self.pad_to):
                 yield replace(example, weight=0.0)
+
+    def _passes(self) -> Iterator[CaptionExample]:
+        for epoch in count(self.epoch):
+            example = None
+            for example in self._examples(epoch):
+                yield example
+            if example is None:
+                self._check_left_out()
+                return
+
+    def _check_left_out(self) -> None:
+        """Whether a part without rows may end: where all processes read the same, or there are too few shards."""
+        worker = get_worker_info()
+        n_shards = self._dataset.num_shards
+        if self.num_processes > 1 and (worker is None or worker.id < n_shards):
+            raise ValueError(
+                f"The shards of process {self.process_index} of {self.num_processes}"
+                f"{'' if worker is None else f' (worker {worker.id})'} have no rows, and the other processes would "
+                "wait for it for ever. Leave empty shards out, use fewer workers, or let every process read the whole "
+                "stream (stream_sharding='replicate')."
+            )
 
     def _examples(self, epoch: int) -> Iterator[CaptionExample]:
         # Without negatives, nothing has to be kept: every row finds the reservoir "full".
         reservoir = CaptionReservoir(self.reservoir_size if self.num_negatives else 0, self.seed, epoch)
         waiting: deque[StreamRow] = deque()
-        for row in self._rows():
+        for row in self._rows(epoch):
             if self.num_negatives:
                 reservoir.add(row)
             waiting.append(row)
@@ -153,11 +196,16 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
         order = np.argsort(mix(derive_key(self.seed, "positives", epoch), row.number, places))
         return order[: self.captions_per_image]
 
-    def _rows(self) -> Iterator[StreamRow]:
+    def _rows(self, epoch: int) -> Iterator[StreamRow]:
         """The rows of the stream with their captions tokenized, a few rows at a time."""
         worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        examples, number, n_cut = iter(self._dataset), first, 0
+        place, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        step = n_workers * self.num_processes
+        # Workers share the memory of a data set's epoch, and those that go round are not in the same one: with_format
+        # makes a data set with an epoch of its own.
+        dataset = self._dataset.with_format(None)
+        dataset.set_epoch(max(epoch, 0))
+        examples, number, n_cut = iter(dataset), self.process_index * n_workers + place, 0
         while chunk := list(islice(examples, _CHUNK)):
             numbers = range(number, number + step * len(chunk), step)
             texts = [captions_of(example, self.columns, row) for example, row in zip(chunk, numbers, strict=True)]
@@ -189,6 +237,45 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
                 limits[0],
             )
         return sum(cut)
+
+
+def _check_parts(
+    dataset: datasets.IterableDataset,
+    evaluation: bool,
+    pad_to: int,
+    repeat: bool,
+    process_index: int,
+    num_processes: int,
+) -> None:
+    """Check what decides which part of the stream is read, and how often."""
+    if repeat and evaluation:
+        raise ValueError("evaluation is one pass over the stream; leave repeat out.")
+    if repeat and pad_to != 1:
+        raise ValueError(
+            f"pad_to={pad_to} fills up the end of a pass, and with repeat=True there is none; leave it out."
+        )
+    if not 0 <= process_index < num_processes:
+        raise ValueError(
+            f"process_index={process_index} of num_processes={num_processes}; give a number from 0 to "
+            "num_processes - 1."
+        )
+    if num_processes > 1 and not repeat:
+        raise ValueError(
+            f"num_processes={num_processes} without repeat=True: the shards of one process may have fewer rows than "
+            "those of another, which would wait for it for ever. Add repeat=True, or let every process read the whole "
+            "stream, without num_processes."
+        )
+    if dataset.num_shards % num_processes:
+        raise ValueError(uneven_shards_message(dataset.num_shards, num_processes))
+
+
+def uneven_shards_message(num_shards: int, num_processes: int) -> str:
+    """What is said of a stream whose shards cannot be divided among the processes."""
+    return (
+        f"The stream has {num_shards} shard{'s' * (num_shards != 1)} (files, usually), which is no multiple of the "
+        f"{num_processes} processes; they can divide it if it is stored in a multiple of {num_processes} files of "
+        f"about equal length (or made with to_iterable_dataset(num_shards={num_processes}))."
+    )
 
 
 def _columns(
