@@ -6,11 +6,14 @@ on real tokens only, in pieces of a stated number of bytes, and the log-softmax 
 It also has to run *inside* the wrapped model's own call, with its result among the model's outputs: only then do DDP
 and FSDP2 see the whole graph. So for the length of one call a pair of forward hooks, PyTorch's public means for it,
 lets the output embedding return log-probabilities of the wanted tokens in place of logits.
+
+FSDP2 and ZeRO-3 gather weights and let go of them in hooks of their own. The pair works between these: the one before
+the projection runs last and the one after it first, while the weights are there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,14 +47,11 @@ def log_probs_instead_of_logits(
         return (args[0][:0],)  # the projection itself has nothing left to do
 
     def put_log_probs(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return token_log_probs(module, hidden.pop(), targets, max_logits_bytes)[None, :, None]
+        log_probs = token_log_probs(module, hidden.pop(), targets, max_logits_bytes)
+        return log_probs[None, :, None].clone()  # FSDP warns of a view
 
-    hooks = [head.register_forward_pre_hook(take_hidden), head.register_forward_hook(put_log_probs)]
-    try:
+    with _hooks(head, take_hidden, put_log_probs):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -80,7 +80,14 @@ def edge_log_probs_instead_of_logits(head: nn.Module, trie: PrefixTrie, max_logi
             pieces.append(edge_log_probs(logits, trie, first))
         return torch.cat(pieces, dim=1)[..., None]
 
-    hooks = [head.register_forward_pre_hook(take_hidden), head.register_forward_hook(put_log_probs)]
+    with _hooks(head, take_hidden, put_log_probs):
+        yield
+
+
+@contextmanager
+def _hooks(head: nn.Module, before: Callable[..., Any], after: Callable[..., Any]) -> Iterator[None]:
+    """Have hooks around the projection, inside of those of FSDP2 and ZeRO-3."""
+    hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(after, prepend=True)]
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from hf_contrastive_caption.cli.launch import own_words
 from hf_contrastive_caption.demo.settings import QUICK, DemoSettings
 
 _DEFAULT = DemoSettings()
@@ -35,9 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: The words after the program's name; those of the process if not given.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments  # wherever it stands, before or after the command
+    own = own_words(arguments)
+    debug = "--debug" in arguments[:own]  # wherever it stands, before or after the command
+    words = [word for word in arguments[:own] if word != "--debug"]
     try:
-        app([argument for argument in arguments if argument != "--debug"], prog_name="contrastive-caption")
+        app([*words, *arguments[own:]], prog_name="contrastive-caption")
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -213,6 +216,26 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 1,5,10", param_hint="--k")
     return tuple(map(int, words))
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+def launch(
+    script: Annotated[Path, typer.Argument(help="Training script, a Python file.", show_default=False)],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ARGS]...", help="Given to the script as they are.", show_default=False),
+    ] = None,
+    accelerate_config: Annotated[
+        str, typer.Option(help="ddp, fsdp2, zero2, zero3, or a config file of Accelerate.")
+    ] = "ddp",
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes.", show_default="one per GPU")
+    ] = None,
+) -> None:
+    """Run a training script in several processes, by accelerate launch. Ends with the script's exit code."""
+    from hf_contrastive_caption.cli import launch as command
+
+    raise typer.Exit(command.launch(accelerate_config, num_processes, script, arguments or []))
 
 
 @app.command()
