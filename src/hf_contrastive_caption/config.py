@@ -39,7 +39,8 @@ REFUSED_OPTIONS: dict[str, str] = {
     "include_num_input_tokens_seen": _TOKENS,
     "label_names": "captions are not labels: they come as a CaptionBatch",
     "label_smoothing_factor": "a smoothed loss is not a log-probability, so it has no log-ratio",
-    "length_column_name": _ORDER,
+    "length_column_name": "what is drawn anew in every epoch has no column of lengths; they are looked up where they "
+    "are needed",
     "liger_kernel_config": "see use_liger_kernel",
     "neftune_noise_alpha": _NOISE,
     "parallelism_config": "tensor, context and sequence parallelism split captions over processes, and the scores are "
@@ -51,7 +52,6 @@ REFUSED_OPTIONS: dict[str, str] = {
     "torch_compile": "hooks that are set during a call are not seen by compiled code, and scoring relies on them",
     "torch_compile_backend": "see torch_compile",
     "torch_compile_mode": "see torch_compile",
-    "train_sampling_strategy": _ORDER,
     "use_liger_kernel": "its fused loss replaces the model's forward; here the projection is fused with the "
     "log-probabilities already",
 }
@@ -67,7 +67,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
 
     All of ``Seq2SeqTrainingArguments``, with the additions below. Inherited options that cannot work are refused with
     the reason. Three defaults differ: ``learning_rate`` is 1e-5, ``logging_steps`` 10, and ``bf16`` is chosen by the
-    device (autocast where a GPU has bfloat16, float32 elsewhere).
+    device (autocast where a GPU has bfloat16, float32 elsewhere). ``train_sampling_strategy`` may be ``"random"``,
+    ``"sequential"`` or ``"group_by_length"``, by the captions that are drawn for the epoch.
 
     Args:
         objective: ``"contrastive"`` for the contrastive caption loss, ``"mle"`` for maximum likelihood (the negative
@@ -84,10 +85,27 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             bytes of the image.
         on_bad_image: ``"raise"`` names the row of an image that does not open, ``"skip"`` counts it and goes on.
         reservoir_size: How many captions of a stream are kept to draw negatives from.
+        stream_sharding: How several processes share a training stream. ``"shards"``: each reads shards (files) of its
+            own, whose number must be a multiple of the number of processes. ``"replicate"``: each reads all of the
+            stream and keeps its share of the batches. ``"auto"``: the first where it is possible. Either way the
+            stream goes round until ``max_steps``.
         dataset_num_proc: Processes for tokenizing the captions.
         max_caption_tokens: Longest caption in tokens, the end token included; the decoder's positions if not given.
         packing: How captions are laid out, ``"auto"``, ``"packed"`` or ``"repeated"``; see :class:`Captioner`.
         max_logits_bytes: Largest size of the logits that are held at one time.
+        freeze_vision_encoder: Freeze the vision encoder of the target. A reference with the same one (a copy, the same
+            object, or equal weights) then shares it, and each image is encoded once for both.
+        cache_vision_states: Compute the states of the frozen vision encoder once and read them from disk in every
+            epoch, without opening an image. Not with augmentation or streams.
+        precompute_reference: Score all positives and negatives of all epochs with the reference before the training
+            begins, and release it. The scores are kept on disk and serve every run with the same data, draws and
+            reference. Not with augmentation or streams.
+        precomputed_dir: Folder for states and scores that are computed ahead; the assets folder of the Hub's cache
+            if not given.
+        reference_refresh: When the reference is replaced by the target: ``"epoch"``, every so many steps, or never
+            (``None``). The loss starts anew from its value for equal models.
+        reference_mixup: How far a replacement goes: 1 is a copy of the target, less an exponential average that keeps
+            ``1 - reference_mixup`` of what the reference was.
         eval_captions: How many images of the evaluation data, chosen by the seed, are captioned at each evaluation,
             which gives ``eval_cider_d``, ``eval_rouge_l``, ``eval_invented`` and ``eval_distinct_share``; 0 for none.
             ``generation_num_beams`` and ``generation_max_length`` (in new tokens) say how; 3 beams if not given.
@@ -120,10 +138,19 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     image_id_column: str | None = field(default=None, metadata={"help": "Column that identifies the image."})
     on_bad_image: str = field(default="raise", metadata={"help": "'raise' or 'skip'."})
     reservoir_size: int = field(default=5000, metadata={"help": "Captions of a stream kept for negatives."})
+    stream_sharding: str = field(default="auto", metadata={"help": "'auto', 'shards' or 'replicate'."})
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes for tokenizing."})
     max_caption_tokens: int | None = field(default=None, metadata={"help": "Longest caption in tokens."})
     packing: str = field(default="auto", metadata={"help": "'auto', 'packed' or 'repeated'."})
     max_logits_bytes: int = field(default=DEFAULT_MAX_LOGITS_BYTES, metadata={"help": "Bytes of logits held at once."})
+    freeze_vision_encoder: bool = field(default=False, metadata={"help": "Freeze the vision encoder."})
+    cache_vision_states: bool = field(default=False, metadata={"help": "Encode each image once, ahead, to disk."})
+    precompute_reference: bool = field(default=False, metadata={"help": "Score with the reference ahead, to disk."})
+    precomputed_dir: str | None = field(default=None, metadata={"help": "Folder for what is computed ahead."})
+    reference_refresh: int | str | None = field(
+        default=None, metadata={"help": "Replace the reference every so many steps, or every 'epoch'."}
+    )
+    reference_mixup: float = field(default=1.0, metadata={"help": "How far a replacement goes; 1 is a copy."})
     eval_captions: int = field(default=0, metadata={"help": "Images that are captioned at each evaluation."})
     eval_retrieval_pool: int | None = field(default=None, metadata={"help": "How many of them for self-retrieval."})
     eval_score: str | None = field(default=None, metadata={"help": "Such as 'cider_d + 2 * recall_at_1'."})
@@ -139,11 +166,16 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         """
         self._check_refused()
         self._check_own()
+        self._check_reference()
         self._check_evaluation()
         if isinstance(self.caption_columns, str):
             self.caption_columns = [self.caption_columns]
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bfloat16()
+        if self.ddp_find_unused_parameters is None and self.objective == "contrastive":
+            # Trainer's default is a walk through the graph in every step. Weights without a gradient are frozen before
+            # training, and no layer is dropped. Maximum likelihood keeps the dropout of whole layers, and the walk.
+            self.ddp_find_unused_parameters = False
         super().__post_init__()  # type: ignore[no-untyped-call]
         accelerator_config = self.accelerator_config
         assert isinstance(accelerator_config, AcceleratorConfig)  # made of whatever was given
@@ -179,6 +211,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             "loss_terms": ("both", "positives", "negatives"),
             "on_bad_image": ("raise", "skip"),
             "packing": ("auto", "packed", "repeated"),
+            "stream_sharding": ("auto", "shards", "replicate"),
+            "train_sampling_strategy": ("random", "sequential", "group_by_length"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -208,6 +242,41 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                 raise ValueError(
                     f"{name} must be above 0 and finite, but is {getattr(self, name)}; the paper uses 1.0"
                 )
+
+    def _check_reference(self) -> None:
+        """Ways to hold a reference that exclude each other."""
+        refresh = self.reference_refresh
+        if isinstance(refresh, str) and refresh.isdecimal():
+            self.reference_refresh = refresh = int(refresh)
+        if refresh is not None and refresh != "epoch" and (type(refresh) is not int or refresh < 1):
+            raise ValueError(
+                f"reference_refresh is {refresh!r}, but must be 'epoch', a number of steps of at least 1, or None"
+            )
+        if not 0 < self.reference_mixup <= 1:
+            raise ValueError(f"reference_mixup must be above 0 and at most 1, but is {self.reference_mixup}")
+        if refresh is None and self.reference_mixup != 1:
+            raise ValueError(
+                f"reference_mixup={self.reference_mixup} says how far a replacement of the reference goes, but there "
+                "is none; set reference_refresh to 'epoch' or a number of steps"
+            )
+        if refresh is not None and self.precompute_reference:
+            raise ValueError(
+                "reference_refresh and precompute_reference exclude each other: a reference that follows the target "
+                "has no scores before the training. Leave one of them out"
+            )
+        if self.cache_vision_states and not self.freeze_vision_encoder:
+            raise ValueError(
+                "cache_vision_states=True keeps the states of the vision encoder, which change as long as it trains; "
+                "set freeze_vision_encoder=True as well"
+            )
+        if self.precomputed_dir is not None and not (self.precompute_reference or self.cache_vision_states):
+            raise ValueError(
+                f"precomputed_dir={self.precomputed_dir!r} is where scores and image states are kept, but neither "
+                "precompute_reference nor cache_vision_states is set"
+            )
+        for name in ("precompute_reference", "reference_refresh"):
+            if self.objective == "mle" and getattr(self, name):
+                raise ValueError(f"objective='mle' has no reference, so {name} has no meaning; leave it out")
 
     def _check_evaluation(self) -> None:
         """Captions must be generated for what is measured of them."""

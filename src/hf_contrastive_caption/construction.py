@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
+import re
 from typing import Any
 
 import datasets
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
-from hf_contrastive_caption.captioners.registry import split_processing_class
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
-from hf_contrastive_caption.data import ContrastiveCaptionDataset, ContrastiveCaptionStream
+from hf_contrastive_caption.data import CaptionData, ContrastiveCaptionDataset, ContrastiveCaptionStream
 from hf_contrastive_caption.data.examples import Augmentation
+from hf_contrastive_caption.data.stream import uneven_shards_message
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool
 from hf_contrastive_caption.loading import load_model, load_processing
 from hf_contrastive_caption.processing import CaptionProcessor
-from hf_contrastive_caption.reference import FrozenReference, frozen_copy
+from hf_contrastive_caption.reference import PrecomputedReference, Reference
 
 logger = logging.getLogger(__name__)
-
-CaptionData = ContrastiveCaptionDataset | ContrastiveCaptionStream
 
 _REFUSED_ARGUMENTS = {
     "compute_loss_func": "the objective is the loss; see ContrastiveCaptionConfig(objective=...)",
@@ -95,31 +97,51 @@ def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionCo
     return captioner
 
 
-def make_reference(
-    target: Captioner, reference_model: Any, processing_class: Any, args: ContrastiveCaptionConfig
-) -> FrozenReference | None:
-    """The frozen side of the loss: a copy of the target, or the model that was given; none for maximum likelihood."""
-    if args.objective == "mle":
-        if reference_model is not None:
-            raise ValueError("objective='mle' has no reference; leave reference_model out, or use 'contrastive'")
-        return None
-    if reference_model is None:
-        copied = frozen_copy(target.model)
-        return FrozenReference(make_captioner(copied, target.processor, args, "reference_model"))
-    if processing_class is None and not isinstance(reference_model, (str, os.PathLike)):
-        _check_same_vocabulary(reference_model, target)
-        processing_class = split_processing_class(target.processor)
-    captioner = make_captioner(reference_model, processing_class, args, "reference_model")
-    _check_nothing_shared(captioner, target)
-    return FrozenReference(captioner)
+def with_adapter(captioner: Captioner, peft_config: Any, args: ContrastiveCaptionConfig) -> Captioner:
+    """A captioner with a new PEFT adapter in its model, none of it where no gradient would ever reach it.
+
+    Args:
+        captioner: Its model is changed in place by PEFT.
+        peft_config: The adapter. Modules that no caption's score depends on (the pooler of a ViT) are excluded, and
+            so is the vision encoder with ``freeze_vision_encoder``.
+        args: The training arguments.
+    """
+    if isinstance(captioner.model, PeftModel):
+        raise ValueError(
+            "the model has a PEFT adapter already, and peft_config asks for another one. Leave peft_config out to go "
+            "on with the adapter (which then is the reference as it is now), or call merge_and_unload() first"
+        )
+    model = captioner.base_model
+    dead = {name.rpartition(".")[0] for name in captioner.freeze_unused()}
+    excluded = [re.escape(name) for name in sorted(dead)]
+    if args.freeze_vision_encoder:
+        excluded += [rf"{re.escape(name)}\..*" for name, module in model.named_modules() if module is captioner.vision]
+    config = copy.deepcopy(peft_config)
+    if any(_is_target(config, name) for name, _ in model.named_modules() if re.fullmatch("|".join(excluded), name)):
+        config.exclude_modules = "|".join([*excluded, *_as_patterns(config.exclude_modules)])
+    return make_captioner(get_peft_model(model, config), captioner.processor, args, "model")
 
 
-def distinct_processors(target: Captioner, reference: FrozenReference | None) -> list[CaptionProcessor]:
+def _is_target(config: Any, module: str) -> bool:
+    """Whether PEFT would put an adapter into a module."""
+    return config.target_modules == "all-linear" or bool(check_target_module_exists(config, module))
+
+
+def _as_patterns(excluded: list[str] | set[str] | str | None) -> list[str]:
+    """What a user excludes, as patterns of whole names: PEFT takes a string for one, and a list for ends of names."""
+    if isinstance(excluded, str):
+        return [f"(?:{excluded})"]
+    return [rf"(?:.*\.)?{re.escape(name)}" for name in excluded or ()]
+
+
+def distinct_processors(target: Captioner, reference: Reference | None) -> list[CaptionProcessor]:
     """The target's processor, and the reference's where it reads captions or images in another way."""
     own = target.processor
     if reference is None:
         return [own]
-    other = reference.captioner.processor
+    if isinstance(reference, PrecomputedReference):
+        return [own]  # its scores come with the data
+    other = reference.processor
     same_text = other.text_fingerprint() == own.text_fingerprint()
     same_images = other.image_fingerprint() == own.image_fingerprint()
     return [own] if same_text and same_images else [own, other]
@@ -139,6 +161,8 @@ def make_data(
         return None
     if isinstance(dataset, (ContrastiveCaptionDataset, ContrastiveCaptionStream)):
         _check_data(dataset, processors, num_negatives, args)
+        if isinstance(dataset, ContrastiveCaptionStream):
+            _check_stream(dataset, args, evaluation=evaluation)
         return dataset
     options: dict[str, Any] = {
         "num_negatives": num_negatives,
@@ -152,9 +176,8 @@ def make_data(
         "evaluation": evaluation,
     }
     if isinstance(dataset, datasets.IterableDataset):
-        batch_size = args.eval_batch_size if evaluation else args.train_batch_size
-        options |= {"reservoir_size": args.reservoir_size, "pad_to": batch_size * args.world_size}
-        return ContrastiveCaptionStream(dataset, processors, **options)
+        reading = {"pad_to": args.eval_batch_size * args.world_size} if evaluation else _stream_reading(dataset, args)
+        return ContrastiveCaptionStream(dataset, processors, reservoir_size=args.reservoir_size, **reading, **options)
     with args.main_process_first(desc="tokenizing captions"):
         data = ContrastiveCaptionDataset(dataset, processors, num_proc=args.dataset_num_proc, **options)
     if len(set(data.n_cut)) > 1:
@@ -164,6 +187,29 @@ def make_data(
             *data.n_cut,
         )
     return data
+
+
+def _stream_reading(dataset: datasets.IterableDataset, args: ContrastiveCaptionConfig) -> dict[str, Any]:
+    """How a process reads a stream in training: all of it, or its own shards; round and round in either case."""
+    _check_order_of_stream(args)
+    if args.world_size == 1 or args.stream_sharding == "replicate":
+        return {"repeat": True}
+    if dataset.num_shards % args.world_size == 0:
+        return {"repeat": True, "process_index": args.process_index, "num_processes": args.world_size}
+    message = uneven_shards_message(dataset.num_shards, args.world_size)
+    if args.stream_sharding == "shards":
+        raise ValueError(f"stream_sharding='shards' is not possible: {message} Or set stream_sharding='auto'.")
+    if args.process_index == 0:
+        logger.warning("every process reads the whole training stream and keeps its share of it. %s", message)
+    return {"repeat": True}
+
+
+def _check_order_of_stream(args: ContrastiveCaptionConfig) -> None:
+    if args.train_sampling_strategy != "random":
+        raise ValueError(
+            f"train_sampling_strategy={args.train_sampling_strategy!r} needs a data set with a length, and a stream "
+            "is read as it comes; leave it out"
+        )
 
 
 def _check_data(
@@ -180,6 +226,29 @@ def _check_data(
         raise ValueError(
             "the data set was made with another tokenizer, end token or longest caption than the trainer's; make "
             "it with captioner_for(model, processing_class).processor (and the reference's, if it has its own)"
+        )
+
+
+def _check_stream(stream: ContrastiveCaptionStream, args: ContrastiveCaptionConfig, *, evaluation: bool) -> None:
+    """Whether a stream made by the user is read as the trainer needs it."""
+    if evaluation and stream.repeat:
+        raise ValueError("the evaluation stream was made with repeat=True, so an evaluation would never end")
+    if evaluation:
+        return
+    _check_order_of_stream(args)
+    if not stream.repeat:
+        raise ValueError(
+            "the training stream ends after one pass, and a resume in a later one would not find its place; make it "
+            "with ContrastiveCaptionStream(..., repeat=True)"
+        )
+    if stream.num_processes > 1 and (stream.process_index, stream.num_processes) != (
+        args.process_index,
+        args.world_size,
+    ):
+        raise ValueError(
+            f"the stream was made for process {stream.process_index} of {stream.num_processes}, but this is process "
+            f"{args.process_index} of {args.world_size}; make it with process_index=args.process_index and "
+            "num_processes=args.world_size"
         )
 
 
@@ -206,24 +275,3 @@ def generation_arguments(args: ContrastiveCaptionConfig) -> dict[str, Any]:
     """How captions are generated at an evaluation."""
     given = {"num_beams": args.generation_num_beams, "max_new_tokens": args.generation_max_length}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _check_nothing_shared(reference: Captioner, target: Captioner) -> None:
-    own = {id(weight) for weight in target.model.parameters()}
-    shared = [name for name, weight in reference.model.named_parameters() if id(weight) in own]
-    if shared:
-        raise ValueError(
-            f"model and reference_model share {len(shared)} weights ({', '.join(shared[:3])}, ...), which cannot be "
-            "trained and frozen at once. Pass copy.deepcopy of one of them, or leave reference_model out to get a "
-            "frozen copy"
-        )
-
-
-def _check_same_vocabulary(reference_model: Any, target: Captioner) -> None:
-    size = reference_model.get_output_embeddings().weight.shape[0]
-    expected = target.base_model.get_output_embeddings().weight.shape[0]
-    if size != expected:
-        raise ValueError(
-            f"the reference has a vocabulary of {size} and the target one of {expected}, so the target's tokens mean "
-            "nothing to it; pass reference_processing_class=(tokenizer, image_processor) of the reference"
-        )

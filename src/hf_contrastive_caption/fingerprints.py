@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,13 +12,23 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from hf_contrastive_caption.sharding import full_tensor
+
+_ORIGIN = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""Entries of a config that say where a model came from; the dtype is that of the weights, which are hashed."""
+
 
 def weights_digest(model: nn.Module) -> str:
     """A hash of all weights and buffers of a model by name, their values bit for bit."""
+    return tensors_digest(model.state_dict(keep_vars=True))
+
+
+def tensors_digest(tensors: Mapping[str, Any]) -> str:
+    """A hash of tensors by name, their values bit for bit; what is no tensor does not count."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.state_dict(keep_vars=True).items()):
+    for name, value in sorted(tensors.items()):
         if isinstance(value, torch.Tensor):
-            content = value.detach().cpu().contiguous().view(-1)
+            content = full_tensor(value).detach().cpu().contiguous().view(-1)
             digest.update(f"{name} {content.dtype} {tuple(value.shape)}".encode())
             digest.update(content.view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -27,7 +38,7 @@ def model_digest(model: nn.Module) -> str:
     """A hash of what a transformers model computes with: its class, config, weights, and the adapters of PEFT.
 
     Weights are not all: the number of attention heads, the start token, the scale of an adapter and whether it is in
-    use are none.
+    use are none. Where a model came from does not count: one in memory and the same one saved and loaded are equal.
     """
     adapters: dict[str, Any] = {}
     base: Any = model
@@ -39,9 +50,22 @@ def model_digest(model: nn.Module) -> str:
             if isinstance(layer, BaseTunerLayer)
         ]
         base = model.get_base_model()
-    return json_digest(
-        [type(base).__qualname__, base.config.to_json_string(use_diff=False), weights_digest(model), adapters]
-    )
+    return json_digest([type(base).__qualname__, settings_of(base.config), weights_digest(model), adapters])
+
+
+def settings_of(config: Any) -> Any:
+    """What a transformers config says of how a model computes, without where it came from.
+
+    Args:
+        config: A config, or a part of one as JSON holds it.
+    """
+    if not isinstance(config, dict):
+        config = json.loads(config.to_json_string(use_diff=False))
+    return {
+        name: settings_of(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in _ORIGIN
+    }
 
 
 def json_digest(value: Any) -> str:

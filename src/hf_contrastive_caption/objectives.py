@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.packing import sum_by_caption
+from hf_contrastive_caption.data.collator import Batch
 from hf_contrastive_caption.losses import LossTerms, contrastive_caption_loss, mle_loss, ranked_first
 from hf_contrastive_caption.reference import Reference
 from hf_contrastive_caption.statistics import Statistics
-
-Batch = dict[str, Any]
-"""What the collator makes: nested dicts of tensors."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,14 @@ class ObjectiveOutput:
         items: Number of items, a scalar; rows of weight 0 do not count.
         log_probs: Scores of the target, (n_captions,).
         statistics: Sums and weights of the numbers to report.
+        reference_log_probs: Scores of the reference, (n_captions,), if there is one.
     """
 
     loss: Tensor
     items: Tensor
     log_probs: Tensor
     statistics: Statistics
+    reference_log_probs: Tensor | None = None
 
 
 class Objective(ABC):
@@ -57,12 +56,21 @@ class ContrastiveObjective(Objective):
         noise_ratio: See :func:`contrastive_caption_loss`.
         beta: See :func:`contrastive_caption_loss`.
         terms: See :func:`contrastive_caption_loss`.
+        encode_once: Whether to run the vision encoder, which then must be frozen, once for target and reference.
     """
 
     def __init__(
-        self, reference: Reference, num_negatives: int, noise_ratio: float, beta: float, terms: LossTerms
+        self,
+        reference: Reference,
+        num_negatives: int,
+        noise_ratio: float,
+        beta: float,
+        terms: LossTerms,
+        *,
+        encode_once: bool = False,
     ) -> None:
         self.reference = reference
+        self.encode_once = encode_once
         self.num_negatives = num_negatives
         self.noise_ratio = noise_ratio
         self.beta = beta
@@ -74,10 +82,12 @@ class ContrastiveObjective(Objective):
 
     def __call__(self, captioner: Captioner, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         """See :meth:`Objective.__call__`."""
-        log_probs = captioner.log_probs(model, batch["images"], batch["captions"])  # (n_captions,)
-        images = batch["reference_images"] if "reference_images" in batch else batch["images"]
-        captions = batch["reference_captions"] if "reference_captions" in batch else batch["captions"]
-        reference = self.reference.log_probs(images, captions)  # (n_captions,)
+        images = batch["images"]
+        if self.encode_once:
+            images = captioner.encode(images)
+        # The reference first: nothing of the target's graph is in memory yet.
+        reference = self.reference.score(batch, images)  # (n_captions,)
+        log_probs = captioner.log_probs(model, images, batch["captions"])  # (n_captions,)
         log_ratio = self._by_positive(log_probs - reference)  # (n_positives, 1 + num_negatives)
         weights = self._weights(batch)  # (n_positives,)
         loss = contrastive_caption_loss(
@@ -90,7 +100,7 @@ class ContrastiveObjective(Objective):
             reduction="sum",
         )
         statistics = self._statistics(loss, log_ratio.detach(), self._by_positive(log_probs.detach()), weights)
-        return ObjectiveOutput(loss, weights.sum(), log_probs, statistics)
+        return ObjectiveOutput(loss, weights.sum(), log_probs, statistics, reference)
 
     def _by_positive(self, values: Tensor) -> Tensor:
         """(n_positives, 1 + num_negatives): a positive and its negatives are neighbours in the batch."""

@@ -24,6 +24,7 @@ from hf_contrastive_caption.captioners.tries import PrefixTrie
 from hf_contrastive_caption.captioners.verification import exact_tries, probe, verify
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
 from hf_contrastive_caption.processing import CaptionProcessor
+from hf_contrastive_caption.sharding import check_tied_weights, is_sharded, resharded
 
 Packing = Literal["auto", "packed", "repeated"]
 TrieScorer = Callable[[PrefixTrie], Tensor]
@@ -114,7 +115,8 @@ class Captioner(ABC):
         """Run the vision side once, without gradients; the result can stand for ``images`` in :meth:`log_probs`.
 
         Args:
-            images: What the image processor gives, n_images along the first dimension.
+            images: What the image processor gives, n_images along the first dimension. States are returned as they
+                are.
 
         Returns:
             A dict of tensors with n_images along the first dimension.
@@ -127,6 +129,15 @@ class Captioner(ABC):
         One forward per caption without padding, packing or hooks, logits read from the outputs: the naive twin with
         which :meth:`verify` compares the quick ways.
         """
+
+    @property
+    def vision(self) -> nn.Module | None:
+        """The part of the model that :meth:`encode` runs and that no caption reaches; ``None`` if there is none."""
+        return None
+
+    def adopt_vision(self, other: Captioner) -> None:
+        """Hold the vision side of another captioner of the same family in place of one's own."""
+        raise NotImplementedError(f"{type(self).__name__} has no vision side of its own")
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -198,9 +209,11 @@ class Captioner(ABC):
 
         Raises:
             ValueError: If no way agrees with the plain one, the decoder sees later tokens, or ``packing="packed"``
-                was asked for and is not exact.
+                was asked for and is not exact; or tied weights of a sharded model are torn apart.
         """
-        verify(self)
+        check_tied_weights(self.model)
+        with resharded(self.model):
+            verify(self)
         self.verified = True
 
     @property
@@ -235,15 +248,17 @@ class Captioner(ABC):
     def freeze_unused(self) -> list[str]:
         """Freeze the weights that no gradient ever reaches, such as the pooler of a vision encoder.
 
-        DDP waits for the gradient of every weight that is not frozen, and stops with an error where none comes.
+        DDP waits for the gradient of every weight that is not frozen, and stops with an error where none comes. FSDP
+        waits for none, and computes with other tensors than the weights that a model of it shows, so that no gradient
+        would seem to reach any of them: a sharded model is left as it is.
 
         Returns:
             The names of the weights that were frozen.
         """
-        images, captions = probe(self)
         weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        if not weights:
+        if not weights or is_sharded(self.model):
             return []
+        images, captions = probe(self)
         with evaluation_mode(self.model), torch.enable_grad():  # a probe must not move the statistics of a batch norm
             score = self.log_probs(self.model, images, captions).sum()
             gradients = torch.autograd.grad(score, list(weights.values()), allow_unused=True)

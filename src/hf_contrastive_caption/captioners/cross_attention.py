@@ -97,8 +97,21 @@ class CrossAttentionCaptioner(Captioner):
         decoder: PreTrainedModel = model.decoder
         return decoder
 
+    @property
+    def vision(self) -> nn.Module:
+        """See :attr:`Captioner.vision`."""
+        return self._encoder
+
+    def adopt_vision(self, other: Captioner) -> None:
+        """See :meth:`Captioner.adopt_vision`."""
+        assert isinstance(other, CrossAttentionCaptioner)
+        model: Any = self.base_model
+        model.encoder = self._encoder = other.vision
+
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states are (n_images, positions, hidden_size)."""
+        if ENCODER_STATES in images:
+            return images
         self._hold_norms()
         with torch.no_grad():
             inputs = {name: _to_dtype(value, self.dtype) for name, value in images.items()}
@@ -167,7 +180,7 @@ class CrossAttentionCaptioner(Captioner):
 
     def trie_scorer(self, images: Images, max_logits_bytes: int | None = None) -> TrieScorer:
         """See :meth:`Captioner.trie_scorer`; keeps each layer's keys and values of the images."""
-        states = (images if ENCODER_STATES in images else self.encode(images))[ENCODER_STATES]
+        states = self.encode(images)[ENCODER_STATES]
         logits_bytes = self.max_logits_bytes if max_logits_bytes is None else max_logits_bytes
         keys_and_values = DynamicCache()  # filled by the first trie, read by all others
 

@@ -16,11 +16,15 @@ from hf_contrastive_caption.data.schema import CaptionColumns, captions_of, find
 from hf_contrastive_caption.data.stream import ContrastiveCaptionStream
 from hf_contrastive_caption.data.table import CaptionIndex, TokenStore
 
+CaptionData = ContrastiveCaptionDataset | ContrastiveCaptionStream
+"""What a trainer draws from."""
+
 __all__ = [
     "EVALUATION_EPOCH",
     "BadImageError",
     "CaptionCollator",
     "CaptionColumns",
+    "CaptionData",
     "CaptionExample",
     "CaptionIndex",
     "ContrastiveCaptionDataset",

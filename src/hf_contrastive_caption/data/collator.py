@@ -12,6 +12,12 @@ from PIL import Image
 from hf_contrastive_caption.data.examples import CaptionExample, Tokens
 from hf_contrastive_caption.processing import CaptionProcessor
 
+Batch = dict[str, Any]
+"""What the collator makes: nested dicts of tensors."""
+
+REFERENCE_LOG_PROBS = "reference_log_probs"
+"""Where a batch holds scores of the reference that were computed ahead, (n_captions,)."""
+
 _BLANK_SIZE = (224, 224)
 
 
@@ -22,8 +28,10 @@ class CaptionCollator:
 
         images             what the target's image processor makes, usually pixel_values (n_images, channels, h, w)
         captions           input_ids (n_tokens,), lengths (n_captions,), image_index (n_captions,), all int64
+                           (or the states of the vision encoder in their place)
         reference_images   } only with a second processor, the images only where
         reference_captions } its image processor is set differently
+        reference_log_probs   scores of the reference that were computed ahead, (n_captions,)
         rows               rows of the data set, (n_images,) int64
         weights            (n_images,) float32: 1, or 0 for padding and skipped images
         skipped            (n_images,) bool: the image did not open, and is white here
@@ -42,7 +50,7 @@ class CaptionCollator:
         fingerprints = {processor.image_fingerprint() for processor in self.processors}
         self._reference_images = len(fingerprints) == 2
 
-    def __call__(self, examples: Sequence[CaptionExample]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[CaptionExample]) -> Batch:
         """Make a batch.
 
         Args:
@@ -56,27 +64,34 @@ class CaptionCollator:
             ValueError: The examples were made with another number of processors or negatives.
         """
         self._check(examples)
-        opened = [example.open_image() for example in examples]
-        skipped = [image is None for image in opened]
-        # A white image of the size of another one suits image processors that keep the size.
-        size = next((image.size for image in opened if image is not None), _BLANK_SIZE)
-        images = [Image.new("RGB", size, "white") if image is None else image for image in opened]
+        images, skipped = _stored_states(examples) if examples[0].vision_states is not None else self._open(examples)
         weights = [0.0 if skip else example.weight for example, skip in zip(examples, skipped, strict=True)]
-
-        batch: dict[str, Any] = {
-            "images": self.processors[0].process_images(images),
-            "captions": _captions([example.tokens[0] for example in examples]),
+        batch: Batch = {
+            "images": images[0],
+            "captions": collate_captions([example.tokens[0] for example in examples]),
         }
         if len(self.processors) == 2:
             if self._reference_images:
-                batch["reference_images"] = self.processors[1].process_images(images)
-            batch["reference_captions"] = _captions([example.tokens[1] for example in examples])
+                batch["reference_images"] = images[1]
+            batch["reference_captions"] = collate_captions([example.tokens[1] for example in examples])
+        scores = [example.reference_scores for example in examples if example.reference_scores is not None]
+        if scores:
+            batch[REFERENCE_LOG_PROBS] = torch.cat(scores)
         batch["rows"] = torch.tensor([example.row for example in examples], dtype=torch.int64)
         batch["weights"] = torch.tensor(weights, dtype=torch.float32)
         # A row that only fills the batch up was counted where it stands for itself.
         counted = [skip and example.weight > 0 for example, skip in zip(examples, skipped, strict=True)]
         batch["skipped"] = torch.tensor(counted, dtype=torch.bool)
         return batch
+
+    def _open(self, examples: Sequence[CaptionExample]) -> tuple[list[dict[str, torch.Tensor]], list[bool]]:
+        """The images as each of the image processors makes them, and which of them did not open."""
+        opened = [example.open_image() for example in examples]
+        # A white image of the size of another one suits image processors that keep the size.
+        size = next((image.size for image in opened if image is not None), _BLANK_SIZE)
+        images = [Image.new("RGB", size, "white") if image is None else image for image in opened]
+        readers = self.processors if self._reference_images else self.processors[:1]
+        return [reader.process_images(images) for reader in readers], [image is None for image in opened]
 
     def _check(self, examples: Sequence[CaptionExample]) -> None:
         for example in examples:
@@ -92,7 +107,15 @@ class CaptionCollator:
                 )
 
 
-def _captions(tokens: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+def _stored_states(examples: Sequence[CaptionExample]) -> tuple[list[dict[str, torch.Tensor]], list[bool]]:
+    """The states that stand in place of images, and which of the images had not opened."""
+    skipped = [not example.has_image() for example in examples]
+    stored = [example.vision_states.states for example in examples if example.vision_states is not None]
+    return [{name: torch.cat([states[name] for states in stored]) for name in stored[0]}], skipped
+
+
+def collate_captions(tokens: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+    """The captions of some images behind each other, as a :class:`CaptionBatch`."""
     counts = [len(one.lengths) for one in tokens]
     return {
         "input_ids": torch.from_numpy(np.concatenate([one.input_ids for one in tokens]).astype(np.int64)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import datasets
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -16,6 +18,7 @@ from hf_contrastive_caption.data.examples import (
     CaptionExample,
     ImageRules,
     OnBadImage,
+    StoredStates,
     Tokens,
     check_options,
 )
@@ -23,10 +26,26 @@ from hf_contrastive_caption.data.keyed import derive_key, mix
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH, ShuffledNegatives
 from hf_contrastive_caption.data.sampler import SampleKey, SharedEpoch
 from hf_contrastive_caption.data.schema import captions_of, check_split, find_columns
-from hf_contrastive_caption.data.table import build_index, build_tokens, ragged_ranges, undecoded
+from hf_contrastive_caption.data.table import build_index, build_tokens, digest, ragged_ranges, undecoded
 from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
+
+
+class StatesSource(Protocol):
+    """Where states of a vision encoder are read."""
+
+    def read(self, rows: Sequence[int]) -> Sequence[StoredStates]:
+        """The states of the images of some rows."""
+        ...
+
+
+class ScoresSource(Protocol):
+    """Where scores of the reference are read."""
+
+    def read(self, rows: Sequence[int], epoch: int) -> Sequence[torch.Tensor]:
+        """The scores of what is drawn for some rows in an epoch, (n_captions of the row,) each."""
+        ...
 
 
 class ContrastiveCaptionDataset(Dataset[CaptionExample]):
@@ -56,6 +75,8 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
     Attributes:
         source: ``dataset`` as it was given.
         columns: The columns that are used.
+        vision_states: Where states of a vision encoder are read that stand in place of images, if anywhere.
+        reference_scores: Where scores of the reference are read that were computed ahead, if anywhere.
 
     Raises:
         TypeError: ``dataset`` is no data set, or a stream.
@@ -93,6 +114,9 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         self.seed = seed
         self.captions_per_image = captions_per_image
         self.evaluation = evaluation
+        self.vision_states: StatesSource | None = None
+        self.reference_scores: ScoresSource | None = None
+        self._num_proc = num_proc
         self._rules = ImageRules(augment, on_bad_image, seed)
         self._epoch = SharedEpoch()
         self._images = undecoded(dataset, [self.columns.image])
@@ -114,6 +138,11 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
     def n_cut(self) -> tuple[int, ...]:
         """How many captions were too long and are cut, for each processor."""
         return tuple(tokens.n_cut for tokens in self._tokens)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether images are changed anew in every epoch."""
+        return self._rules.augment is not None
 
     @property
     def epoch(self) -> int:
@@ -161,6 +190,65 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
             return positives[:, None], counts
         return np.concatenate([positives[:, None], self._negatives.draw(positives, epoch)], axis=1), counts
 
+    def row_lengths(self, rows: NDArray[np.int64], epoch: int, *, packed: bool) -> NDArray[np.int64]:
+        """How wide a batch must be for the captions that are drawn for some rows, in tokens of the target.
+
+        Args:
+            rows: Row numbers, (n,).
+            epoch: The epoch.
+            packed: Whether the captions of an image stand in one row of the decoder, or in one each.
+
+        Returns:
+            Tokens of all captions of each row together, or of the longest of them, (n,).
+        """
+        captions, counts = self.draw(rows, epoch)  # (n_positives, 1 + K), (n,)
+        _, lengths = self._tokens[0].gather(captions.reshape(-1))
+        row_starts = np.cumsum(counts) - counts  # (n,) the first positive of each row
+        per_positive = lengths.reshape(captions.shape)
+        if packed:
+            return np.add.reduceat(per_positive.sum(1), row_starts)
+        return np.maximum.reduceat(per_positive.max(1), row_starts)
+
+    def positive_start(self) -> NDArray[np.int64]:
+        """Number of the first positive of each row in an epoch, and of all positives, (n_rows + 1,)."""
+        counts = np.diff(self._index.row_start)
+        if self.captions_per_image != "all":
+            counts = np.minimum(counts, self.captions_per_image)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def distinct_images(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which rows show the same image.
+
+        Returns:
+            ``rows``: the first row of each different image, (n_images,), in order; ``images``: the number of each
+            row's image among them, (n_rows,). Without negatives, or with an id column, every row counts as another.
+        """
+        if self._negatives is None or self.columns.image_id is not None:
+            return np.arange(len(self)), np.arange(len(self))
+        _, first, found = np.unique(self._index.image_key, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        return first[order], np.argsort(order)[found]
+
+    def images_fingerprint(self) -> str:
+        """A hash of the images, as ``datasets`` knows them, and which of them are the same."""
+        keys = b"" if self._negatives is None else self._index.image_key.tobytes()
+        return digest([self.source._fingerprint, self.columns.image], keys)
+
+    def fingerprint(self) -> str:
+        """A hash of images and captions, and of the tokens that the first processor makes of them."""
+        arrays = [self._index.row_start, self._index.text_key, *self._tokens[0].arrays()]
+        return digest(
+            [self.images_fingerprint(), list(self.columns.captions)], *(np.asarray(one).tobytes() for one in arrays)
+        )
+
+    def with_processors(self, processors: Sequence[CaptionProcessor]) -> ContrastiveCaptionDataset:
+        """The same images with the same draws, read by other processors."""
+        other = copy.copy(self)
+        other.processors = tuple(processors)
+        other._tokens = [build_tokens(self.source, self.columns, one, self._num_proc) for one in processors]
+        other.vision_states = other.reference_scores = None
+        return other
+
     def captions_of(self, rows: Sequence[int]) -> list[list[str]]:
         """The captions of some rows as texts, all that they have."""
         return [captions_of(self._texts[int(row)], self.columns, int(row)) for row in rows]
@@ -185,10 +273,14 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         captions, counts = self.draw(rows, epoch)  # (n_positives, 1 + K), (n,)
         ends = np.cumsum(counts * captions.shape[1])  # (n,) where each row's captions end
         tokens = [_split(*store.gather(captions.reshape(-1)), ends) for store in self._tokens]
-        images = self._images[rows.tolist()][self.columns.image]
+        nothing = [None] * len(keys)
+        drawn_for = EVALUATION_EPOCH if self.evaluation else epoch
+        states = nothing if self.vision_states is None else self.vision_states.read(rows.tolist())
+        scores = nothing if self.reference_scores is None else self.reference_scores.read(rows.tolist(), drawn_for)
+        images = nothing if self.vision_states is not None else self._images[rows.tolist()][self.columns.image]
         return [
-            CaptionExample(key.row, epoch, key.weight, image, tuple(per_processor), self._rules)
-            for key, image, *per_processor in zip(keys, images, *tokens, strict=True)
+            CaptionExample(key.row, epoch, key.weight, image, tuple(per_processor), self._rules, state, score)
+            for key, image, state, score, *per_processor in zip(keys, images, states, scores, *tokens, strict=True)
         ]
 
     def _positives(self, rows: NDArray[np.int64], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

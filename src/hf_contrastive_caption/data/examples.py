@@ -29,6 +29,13 @@ class Tokens(NamedTuple):
     lengths: NDArray[np.int64]
 
 
+class StoredStates(NamedTuple):
+    """A vision encoder's states of one image: a dict of tensors, (1, ...) each, and whether the image had opened."""
+
+    states: dict[str, torch.Tensor]
+    opened: bool
+
+
 @dataclass(frozen=True)
 class ImageRules:
     """How the images of a data set are opened.
@@ -55,6 +62,8 @@ class CaptionExample:
         image: The image as its column holds it, not opened.
         tokens: The captions' tokens, once for each processor: [positive, its K negatives, next positive, ...].
         rules: How the image is opened.
+        vision_states: What stands in place of the image, which then is not opened.
+        reference_scores: The reference's scores of the captions, (n_captions,), if they were computed ahead.
     """
 
     row: int
@@ -63,6 +72,22 @@ class CaptionExample:
     image: Any
     tokens: tuple[Tokens, ...]
     rules: ImageRules
+    vision_states: StoredStates | None = None
+    reference_scores: torch.Tensor | None = None
+
+    def has_image(self) -> bool:
+        """Whether the image opened when its states were computed.
+
+        Raises:
+            BadImageError: It did not, and such images are not skipped.
+        """
+        assert self.vision_states is not None
+        if not self.vision_states.opened and self.rules.on_bad_image == "raise":
+            raise BadImageError(
+                f"Row {self.row}: the image did not open when the states of the vision encoder were computed. Repair "
+                "or remove the row, or pass on_bad_image='skip' to go on without such images."
+            )
+        return self.vision_states.opened
 
     def open_image(self) -> Image.Image | None:
         """Open and augment the image.

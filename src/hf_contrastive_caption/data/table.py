@@ -120,6 +120,10 @@ class TokenStore:
         """How many captions were longer than the processor's limit and are cut."""
         return self._stored.totals["n_cut"]
 
+    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """All token ids, (n_tokens,), and where each caption begins, (n_captions + 1,)."""
+        return self._stored["tokens"], self._stored["offsets"]
+
     def gather(self, captions: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Collect the tokens of some captions.
 
@@ -359,7 +363,7 @@ def _map(
         keep_in_memory=scratch is None,
         cache_file_name=None if scratch is None else str(scratch / "map.arrow"),
         load_from_cache_file=False,
-        new_fingerprint=_digest([dataset._fingerprint, description]),  # the function need not be hashed
+        new_fingerprint=digest([dataset._fingerprint, description]),  # the function need not be hashed
     )
 
 
@@ -384,7 +388,7 @@ def _folder(dataset: datasets.Dataset, kind: str, parts: Sequence[str]) -> Path 
     if not dataset.cache_files:
         return None
     # The fingerprint identifies the content of a data set; `map` builds on it in the same way.
-    name = "contrastive-captions-" + _digest([_FORMAT, dataset._fingerprint, kind, *parts])
+    name = "contrastive-captions-" + digest([_FORMAT, dataset._fingerprint, kind, *parts])
     if not datasets.is_caching_enabled():
         return Path(get_temporary_cache_files_directory()) / name
     beside = Path(dataset.cache_files[0]["filename"]).parent
@@ -393,5 +397,9 @@ def _folder(dataset: datasets.Dataset, kind: str, parts: Sequence[str]) -> Path 
     return Path(datasets.config.HF_DATASETS_CACHE) / name
 
 
-def _digest(parts: Sequence[Any]) -> str:
-    return hashlib.blake2b(json.dumps(list(parts)).encode(), digest_size=16).hexdigest()
+def digest(parts: Sequence[Any], *contents: bytes) -> str:
+    """A hash of what JSON can hold, and of bytes."""
+    whole = hashlib.blake2b(json.dumps(list(parts)).encode(), digest_size=16)
+    for content in contents:
+        whole.update(content)
+    return whole.hexdigest()

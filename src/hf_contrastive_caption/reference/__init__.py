@@ -1,5 +1,8 @@
 """The frozen side of the loss: scores that take no gradient and never change by themselves."""
 
-from hf_contrastive_caption.reference.frozen import FrozenReference, Reference, frozen_copy
+from hf_contrastive_caption.reference.adapters import AdapterReference
+from hf_contrastive_caption.reference.base import Reference
+from hf_contrastive_caption.reference.frozen import FrozenReference, frozen_copy
+from hf_contrastive_caption.reference.precomputed import PrecomputedReference
 
-__all__ = ["FrozenReference", "Reference", "frozen_copy"]
+__all__ = ["AdapterReference", "FrozenReference", "PrecomputedReference", "Reference", "frozen_copy"]

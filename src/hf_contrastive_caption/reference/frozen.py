@@ -1,49 +1,110 @@
-"""A captioner that is frozen."""
+"""A reference with weights of its own: a frozen copy of the target, or another captioner."""
 
 from __future__ import annotations
 
 import copy
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, Images
+from hf_contrastive_caption.fingerprints import model_digest
+from hf_contrastive_caption.loading import restore_weights
+from hf_contrastive_caption.reference.base import Reference, average_
+from hf_contrastive_caption.sharding import full_tensor, is_sharded, whole_copy
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Reference(Protocol):
-    """Anything that can say what the reference thinks of captions."""
-
-    def log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
-        """Score captions as :meth:`Captioner.log_probs` does, without gradient and without noise, (n_captions,)."""
-        ...
-
-
-class FrozenReference:
+class FrozenReference(Reference):
     """A captioner whose weights take no gradient and whose forward has no noise.
 
     Args:
         captioner: Its model is put into evaluation mode and its weights are frozen, in place.
+        equals_target: Whether it is a copy of the target.
+        shares_vision: Whether its vision encoder is the target's, frozen, so that it can read the target's states.
     """
 
-    def __init__(self, captioner: Captioner) -> None:
-        self.captioner = captioner
+    def __init__(self, captioner: Captioner, *, equals_target: bool = False, shares_vision: bool = False) -> None:
+        super().__init__(captioner, equals_target=equals_target)
+        self.shares_vision = shares_vision
+        self._is_copy = equals_target
         captioner.model.requires_grad_(False)
         captioner.model.eval()
         captioner.make_deterministic()
+
+    @property
+    def description(self) -> str:
+        """See :attr:`Reference.description`."""
+        what = "a frozen copy of the model" if self._is_copy or self.version else f"{self.captioner.name}, frozen"
+        return f"{what} (vision encoder shared)" if self.shares_vision else what
 
     def log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Reference.log_probs`."""
         with torch.no_grad():
             return self.captioner.log_probs(self.captioner.model, images, captions)
 
+    def digest(self) -> str:
+        """See :meth:`Reference.digest`."""
+        return model_digest(self.captioner.model)
 
-def frozen_copy(model: Model) -> Model:
+    def refresh(self, target: Captioner, mixup: float) -> None:
+        """See :meth:`Reference.refresh`; every process gathers the weights of a sharded target."""
+        own = _tensors(self.captioner.model)
+        theirs = _tensors(target.model)
+        differ = [name for name in own.keys() | theirs.keys() if _shape(own, name) != _shape(theirs, name)]
+        if differ:
+            raise ValueError(
+                f"reference_refresh replaces the reference by the target, but they are different models "
+                f"({self.captioner.name} and {target.name}; {len(differ)} weights differ in name or shape). Leave "
+                "reference_refresh out, or leave reference_model out to start from a copy of the target"
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                if value is not theirs[name]:
+                    average_(value, full_tensor(theirs[name].detach()), mixup)
+        self.version += 1
+        self.equals_target = mixup == 1.0
+
+    @property
+    def has_state(self) -> bool:
+        """See :attr:`Reference.has_state`."""
+        return True
+
+    def save(self, folder: Path) -> None:
+        """See :meth:`Reference.save`; the folder can be given as ``reference_model`` too."""
+        self.captioner.model.save_pretrained(folder)  # type: ignore[operator]
+        self.captioner.processor.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """See :meth:`Reference.load`."""
+        restore_weights(self.captioner.base_model, str(folder))
+
+
+def frozen_copy(model: Model, share: nn.Module | None = None) -> Model:
     """A copy of a model as it is now.
 
     The weights are copied and not loaded again by the name in the config: a model made in memory has no name, and one
     that was edited is not what its name says.
+
+    Args:
+        model: The model; of one that is sharded over processes every process gets a whole copy.
+        share: A part of it that is held by both and not copied.
     """
-    return copy.deepcopy(model).requires_grad_(False).eval()
+    if is_sharded(model):
+        return whole_copy(model)
+    shared = {} if share is None else {id(share): share}
+    copied = copy.deepcopy(model, shared)
+    copied.requires_grad_(False).eval()
+    return copied
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None

@@ -1,0 +1,213 @@
+"""Which of a training's data sets get states and scores from disk, and the computing of those that are missing."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+
+from hf_contrastive_caption.captioners import Captioner
+from hf_contrastive_caption.captioners.determinism import evaluation_mode
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.data import CaptionData, ContrastiveCaptionDataset, ContrastiveCaptionStream
+from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH
+from hf_contrastive_caption.precomputed.reference_scores import (
+    ReferenceScores,
+    ScoringWork,
+    missing_shards,
+    write_scores,
+)
+from hf_contrastive_caption.precomputed.shards import fill_shards
+from hf_contrastive_caption.precomputed.vision_states import VisionStates, VisionWork
+from hf_contrastive_caption.reference import PrecomputedReference, Reference
+
+logger = logging.getLogger(__name__)
+
+
+class ComputedAhead:
+    """Gives data sets what was computed ahead, computing what is not on disk yet.
+
+    Shards are divided over the processes, which share the folder.
+
+    Args:
+        captioner: The target.
+        reference: The reference, if there is one.
+        args: The training arguments.
+        accelerator: Where and in what precision to compute.
+
+    Raises:
+        ValueError: The reference cannot do with states in place of images.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        reference: Reference | None,
+        args: ContrastiveCaptionConfig,
+        accelerator: Accelerator,
+    ) -> None:
+        self._captioner = captioner
+        self._reference = reference if isinstance(reference, PrecomputedReference) else None
+        self._args = args
+        self._accelerator = accelerator
+        if args.cache_vision_states and reference is not None and not (reference.shares_vision or self._reference):
+            raise ValueError(
+                "cache_vision_states=True, but the reference reads images with a vision encoder of its own, for which "
+                "they would be opened all the same. Set precompute_reference=True as well, or leave the option out"
+            )
+
+    def attach(self, data: CaptionData, epochs: Sequence[int] = ()) -> CaptionData:
+        """A data set that reads from disk what is computed ahead.
+
+        Args:
+            data: The data set; one that has states already keeps them.
+            epochs: The epochs for which scores are needed; those of an evaluation are always the same.
+
+        Raises:
+            ValueError: It has augmentation, or is a stream.
+        """
+        if not self._args.cache_vision_states and self._reference is None:
+            return data
+        self.check(data)
+        assert isinstance(data, ContrastiveCaptionDataset)
+        attached = copy.copy(data)
+        if self._args.cache_vision_states and attached.vision_states is None:
+            attached.vision_states = self._states(data)
+        if self._reference is not None:
+            drawn = [EVALUATION_EPOCH] if data.evaluation else list(epochs)
+            read = copy.copy(attached)
+            if not self._reference.shares_vision:
+                read.vision_states = None  # its own vision encoder needs the images
+            attached.reference_scores = self._scores(read, self._reference, drawn)
+        return attached
+
+    def check(self, data: CaptionData) -> None:
+        """Refuse a data set for which nothing can be computed ahead.
+
+        Raises:
+            ValueError: It has augmentation, or is a stream.
+        """
+        if not self._args.cache_vision_states and self._reference is None:
+            return
+        option = "precompute_reference" if self._reference is not None else "cache_vision_states"
+        if isinstance(data, ContrastiveCaptionStream):
+            raise ValueError(
+                f"{option} needs a data set with a length: what a stream draws depends on what it read before, so "
+                "nothing can be computed ahead. Leave the option out, or download the data (load_dataset without "
+                "streaming=True)"
+            )
+        if data.augmented:
+            raise ValueError(
+                f"{option} was asked for together with augmentation, which changes an image in every epoch and with "
+                "it all that could be computed ahead. Leave one of them out"
+            )
+
+    def release_reference(self) -> None:
+        """Let the reference leave memory, if all of its scores are on disk."""
+        if self._reference is not None:
+            self._reference.release()
+
+    def _states(self, data: ContrastiveCaptionDataset) -> VisionStates:
+        work = VisionWork(data, self._captioner, self._precision(self._captioner.dtype), self._args.precomputed_dir)
+        self._captioner.model.to(self._args.device)
+        with self._quiet(self._captioner):
+            store, items, rows = work.plan(self._accelerator.autocast())
+            self._fill(
+                "encoding images",
+                store.missing(),
+                store.missing,
+                bounds=store.bounds,
+                make_batch=partial(_rows_of, work, rows),
+                compute=work.encode,
+                write=store.write,
+            )
+        return VisionStates(store, items)
+
+    def _scores(
+        self, data: ContrastiveCaptionDataset, reference: PrecomputedReference, epochs: list[int]
+    ) -> ReferenceScores:
+        processor = reference.processor
+        if processor.text_fingerprint() != data.processors[0].text_fingerprint() or (
+            processor.image_fingerprint() != data.processors[0].image_fingerprint()
+        ):
+            data = data.with_processors([processor])
+        work = ScoringWork(data, reference, self._precision(reference.dtype), self._args.precomputed_dir)
+        stores, bounds, start = work.plan(epochs)
+        missing = missing_shards(stores)
+        if missing:
+            reference.captioner.model.to(self._args.device)
+            wanted = [epoch for epoch, store in stores.items() if store.missing()]
+            with self._quiet(reference.captioner):
+                self._fill(
+                    f"scoring {len(wanted)} epochs with the reference",
+                    missing,
+                    partial(missing_shards, stores),
+                    bounds=bounds,
+                    make_batch=partial(work.make_batch, epochs=wanted),
+                    compute=partial(work.score, epochs=wanted),
+                    write=partial(write_scores, {epoch: stores[epoch] for epoch in wanted}),
+                )
+        return ReferenceScores(stores, start)
+
+    def _fill(
+        self,
+        what: str,
+        missing: list[int],
+        still_missing: Callable[[], list[int]],
+        *,
+        compute: Callable[[Any], Any],
+        **work: Any,
+    ) -> None:
+        """Compute this process's part of the missing shards, and wait for the others."""
+        process, processes = self._accelerator.process_index, self._accelerator.num_processes
+        self._accelerator.wait_for_everyone()  # all have seen the same shards missing
+        if missing:
+            logger.info("%s: %d shards", what, len(missing))
+            fill_shards(
+                missing[process::processes],
+                compute=lambda batch: self._computed(compute, batch),
+                batch_size=self._args.per_device_eval_batch_size,
+                num_workers=self._args.dataloader_num_workers,
+                progress=what if self._accelerator.is_main_process and not self._args.disable_tqdm else None,
+                **work,
+            )
+        self._accelerator.wait_for_everyone()
+        if still_missing():
+            raise OSError(
+                f"{what}: {len(still_missing())} shards that other processes have written are not there; all "
+                "processes must share the folder, so give one on a shared file system as precomputed_dir"
+            )
+
+    def _computed(self, compute: Callable[[Any], Any], batch: Any) -> Any:
+        with torch.no_grad(), self._accelerator.autocast():
+            return compute(send_to_device(batch, self._args.device))
+
+    @staticmethod
+    def _quiet(captioner: Captioner) -> AbstractContextManager[None]:
+        return evaluation_mode(captioner.model)
+
+    def _precision(self, weights: torch.dtype) -> torch.dtype:
+        """What matrix products run in, by the dtype of the weights."""
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return autocast.get(self._accelerator.mixed_precision, weights)
+
+
+def training_epochs(data: CaptionData, args: ContrastiveCaptionConfig) -> list[int]:
+    """The epochs that a training goes through, the last one maybe in part; none for a stream."""
+    if isinstance(data, ContrastiveCaptionStream):
+        return []
+    batches = -(-len(data) // (args.train_batch_size * args.world_size))
+    steps = -(-batches // args.gradient_accumulation_steps)
+    return list(range(math.ceil(args.max_steps / steps if args.max_steps > 0 else args.num_train_epochs)))
+
+
+def _rows_of(work: VisionWork, rows: Any, items: list[int]) -> Any:
+    return work.make_batch(rows[items].tolist())

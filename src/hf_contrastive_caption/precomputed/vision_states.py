@@ -1,0 +1,105 @@
+"""The states of a frozen vision encoder for all images of a data set, on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hf_contrastive_caption.captioners import Captioner, Images
+from hf_contrastive_caption.captioners.verification import probe
+from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset
+from hf_contrastive_caption.data.examples import StoredStates
+from hf_contrastive_caption.data.sampler import SampleKey
+from hf_contrastive_caption.fingerprints import settings_of, weights_digest
+from hf_contrastive_caption.precomputed.shards import ShardStore, check_space, folder_for
+
+_SHARD_BYTES = 256 * 2**20
+_OPENED = "opened"
+
+
+class VisionStates:
+    """Reads the states of rows.
+
+    Args:
+        store: The states, one item for each different image.
+        item_of_row: The item of each row, (n_rows,).
+    """
+
+    def __init__(self, store: ShardStore, item_of_row: NDArray[np.int64]) -> None:
+        self._store = store
+        self._item_of_row = item_of_row
+
+    def read(self, rows: Sequence[int]) -> list[StoredStates]:
+        """What :meth:`Captioner.encode` makes of the images of rows; of a white one where an image does not open."""
+        read = [self._store.read(item, item + 1) for item in self._item_of_row[list(rows)].tolist()]
+        return [StoredStates(states, bool(states.pop(_OPENED))) for states in read]
+
+
+@dataclass(frozen=True)
+class VisionWork:
+    """What there is to compute for one data set.
+
+    Args:
+        data: Images, with negatives or without.
+        captioner: Its frozen vision side makes the states.
+        precision: What it computes in.
+        directory: Where such states are kept.
+    """
+
+    data: ContrastiveCaptionDataset
+    captioner: Captioner
+    precision: torch.dtype
+    directory: str | None
+
+    def plan(self, autocast: AbstractContextManager[Any]) -> tuple[ShardStore, NDArray[np.int64], NDArray[np.int64]]:
+        """The store, the item of each row, (n_rows,), and the first row of each item, (n_items,)."""
+        vision = self.captioner.vision
+        assert vision is not None
+        folder, key = folder_for(
+            "vision-states",
+            {
+                "format": 1,
+                "images": self.data.images_fingerprint(),
+                "image processor": self.captioner.processor.image_fingerprint(),
+                "settings": settings_of(vision.config),
+                "weights": weights_digest(vision),
+                "precision": str(self.precision),
+            },
+            self.directory,
+        )
+        rows, items = self.data.distinct_images()
+        with autocast:
+            states = self.encode(probe(self.captioner)[0])
+        size = sum(value[0].numel() * value.element_size() for value in states.values())
+        per_shard = max(1, _SHARD_BYTES // size)
+        bounds = np.append(np.arange(0, len(rows), per_shard), len(rows))
+        store = ShardStore(folder, key, bounds)
+        missing = sum(int(bounds[shard + 1] - bounds[shard]) for shard in store.missing())
+        if missing:
+            check_space(folder, missing * size, f"the states of {missing} images")
+        return store, items, rows
+
+    def make_batch(self, rows: list[int]) -> Images:
+        """Open the images of rows; those that do not open are white."""
+        batch = CaptionCollator([self.captioner.processor], self.data.num_negatives)(
+            self.data.__getitems__([SampleKey(0, row) for row in rows])
+        )
+        return {**batch["images"], _OPENED: ~batch["skipped"]}
+
+    def encode(self, images: Images) -> Images:
+        """The states of a batch, in the precision that the decoder reads them in."""
+        opened = images.get(_OPENED)
+        states = self.captioner.encode({name: value for name, value in images.items() if name != _OPENED})
+        kept = {name: _in_precision(value, self.precision) for name, value in states.items()}
+        return kept if opened is None else {**kept, _OPENED: opened.to(torch.uint8)}
+
+
+def _in_precision(value: Tensor, precision: torch.dtype) -> Tensor:
+    return value.to(precision) if value.is_floating_point() else value

@@ -1,0 +1,177 @@
+"""What a training reports: means over items, captions of some images at evaluations, and how often images failed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_contrastive_caption.captioners import Captioner
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.construction import generation_arguments, make_evaluation_pool
+from hf_contrastive_caption.data import CaptionColumns, ContrastiveCaptionDataset, ContrastiveCaptionStream
+from hf_contrastive_caption.data.collator import Batch
+from hf_contrastive_caption.evaluation.in_training import EvaluationPool, warn_of_collapse
+from hf_contrastive_caption.statistics import RunningMeans
+from hf_contrastive_caption.trackers import SHOWN_IMAGES, log_caption_table
+
+logger = logging.getLogger(__name__)
+
+KEPT_POOLS = 8
+"""Data sets of evaluations whose images to caption are remembered."""
+
+
+class Reporting(Seq2SeqTrainer):
+    """For a trainer of an objective with statistics: what it logs, and how it evaluates.
+
+    Attributes:
+        captioner: The target's :class:`Captioner`.
+    """
+
+    args: ContrastiveCaptionConfig
+    captioner: Captioner
+    _train_means: RunningMeans
+    _start_log_ratio: float | None = None
+    """The mean |log-ratio| of equal models, until it is logged."""
+
+    def _begin_reports(self) -> None:
+        """Have nothing counted yet; before ``Trainer`` is constructed."""
+        self._train_means, self._eval_means = RunningMeans(), RunningMeans()
+        self._eval_skipped = torch.zeros((), dtype=torch.long)
+        self._pools: dict[tuple[int, CaptionColumns], EvaluationPool] = {}
+        self._forget_skipped()
+
+    def _forget_skipped(self) -> None:
+        self._skipped_images, self._newly_skipped = 0, torch.zeros((), dtype=torch.long)
+
+    def _evaluation_sets(self) -> list[Any]:
+        """The data sets of evaluations."""
+        data: Any = self.eval_dataset
+        if data is None:
+            return []
+        return list(data.values()) if isinstance(data, dict) else [data]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See ``Trainer``; adds the means of the objective since the last log of the training loss."""
+        if "loss" in logs:
+            means = self._train_means.pop(self.accelerator)
+            means.pop("loss", None)
+            logs.update(means)
+            if self._start_log_ratio is not None:
+                logs["start_log_ratio"], self._start_log_ratio = self._start_log_ratio, None
+            if self.args.on_bad_image == "skip":
+                logs["skipped_images"] = self._count_skipped()
+        super().log(logs, start_time)
+
+    def _count_skipped(self) -> int:
+        """Images skipped so far in all processes, every epoch counted."""
+        before = self._skipped_images
+        newly = torch.as_tensor(self._newly_skipped, device=self.args.device)
+        self._skipped_images += int(self.accelerator.reduce(newly, reduction="sum"))
+        self._newly_skipped = torch.zeros((), dtype=torch.long)
+        if self._skipped_images and not before:  # once
+            logger.warning("images that do not open are skipped; skipped_images in the log counts them")
+        return self._skipped_images
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[Any, None, None]:
+        """Score a batch and keep nothing of it but sums."""
+        with torch.no_grad():
+            loss, output = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        self._eval_means.add(output.statistics)
+        self._eval_skipped = self._eval_skipped + inputs["skipped"].sum()
+        return loss.detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """See ``Trainer``; every mean is over items and not over batches, and rows of padding do not count."""
+        self._eval_means.clear()
+        self._eval_skipped = torch.zeros((), dtype=torch.long)
+        result = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        means = self._eval_means.pop(self.accelerator)
+        if "loss" not in means:
+            raise ValueError("nothing was evaluated: the data set has no rows, or none of its images opens")
+        if self.args.on_bad_image == "skip":
+            skipped = self._eval_skipped.to(self.args.device)
+            means["skipped_images"] = int(self.accelerator.reduce(skipped, reduction="sum"))
+        means |= self._caption_metrics(dataloader, metric_key_prefix)
+        metrics = {**(result.metrics or {}), **{f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}}
+        return result._replace(metrics=metrics)
+
+    def _evaluation_pool(self, data: ContrastiveCaptionDataset) -> EvaluationPool:
+        """The images of a data set that are captioned; made once, and kept for the last few data sets."""
+        key = (id(data.source), data.columns)
+        if key not in self._pools:
+            self._pools[key] = make_evaluation_pool(data, self.captioner, self.args)  # it holds the data set
+            while len(self._pools) > KEPT_POOLS:
+                del self._pools[next(iter(self._pools))]
+        return self._pools[key]
+
+    def _prepare_evaluation(self) -> None:
+        """What captions at evaluations need, before a training begins."""
+        if not self.args.eval_captions:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "eval_captions does not work under FSDP or DeepSpeed: processes caption different numbers of images, "
+                "and there each forward waits for all of them. Evaluate the saved model with evaluate_captioner"
+            )
+        for data in self._evaluation_sets():
+            if isinstance(data, ContrastiveCaptionStream):
+                raise ValueError(
+                    "eval_captions needs an evaluation data set with a length: every caption is compared with every "
+                    "image, and a stream has no end. Take some: datasets.Dataset.from_list(list(stream.take(1000)))"
+                )
+            if isinstance(data, ContrastiveCaptionDataset):
+                self._evaluation_pool(data)
+
+    def _caption_metrics(self, dataloader: DataLoader[Any], prefix: str) -> dict[str, float]:
+        """Caption some of the images and measure the captions; they are also shown in the trackers."""
+        data = dataloader.dataset
+        if not self.args.eval_captions or not isinstance(data, ContrastiveCaptionDataset):
+            return {}
+        pool = self._evaluation_pool(data)
+        found = pool.evaluate(self.captioner, self.args.per_device_eval_batch_size, **generation_arguments(self.args))
+        key = f"{prefix}_distinct_share"
+        warn_of_collapse(found.metrics["distinct_share"], [log[key] for log in self.state.log_history if key in log])
+        if self.is_world_process_zero():
+            numbers = range(min(SHOWN_IMAGES, len(found.images)))
+            log_caption_table(
+                self.callback_handler.callbacks,
+                self.state.global_step,
+                f"{prefix}/captions",
+                [found.images.pool[number] for number in numbers],
+                found.captions[: len(numbers)],
+                found.images.references[: len(numbers)],
+            )
+        return found.metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available: there are no logits to return.
+
+        Raises:
+            NotImplementedError: Always; says what to call instead.
+        """
+        raise NotImplementedError(
+            "predict() returns logits, and none are kept. For the metrics of a test split call evaluate(split, "
+            'metric_key_prefix="test"); for captions call caption_images(model, processor, images)'
+        )
