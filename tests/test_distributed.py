@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer
+from hf_contrastive_caption.precomputed import reference_scores, vision_states
 from tests import tiny
 
 STEPS = 4
@@ -33,16 +34,21 @@ class Recorder(TrainerCallback):
         )
 
 
-def run(folder: Path, batch_size: int, accumulation: int, *, checkpointing: bool, lora: bool, decoder: str) -> None:
+def run(
+    folder: Path, batch_size: int, accumulation: int, *, checkpointing: bool, lora: bool, ahead: bool, decoder: str
+) -> None:
     """Train for four steps over ten rows (the third step is the ragged end of an epoch) and write what was seen."""
     model: Any = tiny.captioner_model(decoder)  # type: ignore[arg-type]
-    reference = tiny.captioner_model(decoder, seed=1)  # type: ignore[arg-type]
-    if lora:
+    reference: Any = tiny.captioner_model(decoder, seed=1)  # type: ignore[arg-type]
+    if lora:  # the reference is the model with its adapters off
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
         targets = r".*(q_proj|query|c_attn|q_attn)"  # the names differ between releases
         model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.5, fan_in_fan_out=False))
+        reference = None
+    if ahead:  # several shards, for several processes
+        reference_scores.ROWS_PER_SHARD, vision_states.SHARD_BYTES = 3, 3 * 17 * 32 * 4
     recorder = Recorder()
     args = ContrastiveCaptionConfig(
         output_dir=str(folder),
@@ -59,6 +65,10 @@ def run(folder: Path, batch_size: int, accumulation: int, *, checkpointing: bool
         disable_tqdm=True,
         gradient_checkpointing=True if checkpointing else None,
         gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        freeze_vision_encoder=ahead,
+        cache_vision_states=ahead,
+        precompute_reference=ahead,
+        precomputed_dir=str(folder / "ahead") if ahead else None,
     )
     trainer = ContrastiveCaptionTrainer(
         model=model,
@@ -92,7 +102,7 @@ def count_calls(model: Any) -> dict[str, int]:
 
     def count(name: str) -> Any:
         def hook(module: Any, args: Any) -> None:
-            calls[name] += module.training
+            calls[name] += module.training and torch.is_grad_enabled()  # not the reference
 
         return hook
 
@@ -123,6 +133,7 @@ def launch(folder: Path, processes: int, batch_size: int, accumulation: int, *fl
         pytest.param(("--checkpointing",), marks=pytest.mark.slow),
         pytest.param(("--decoder=trocr",), marks=pytest.mark.slow),
         pytest.param(("--lora", "--checkpointing"), marks=pytest.mark.slow),
+        pytest.param(("--ahead",), marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_as_one_does(tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -141,6 +152,12 @@ def test_two_processes_train_as_one_does(tmp_path: Path, flags: tuple[str, ...])
             expected = torch.tensor(one["gradients"][step], dtype=torch.float64)
             assert expected.norm() > 0.1
             assert (ranks[0] - expected).norm() / expected.norm() < 1e-4
+    if "--ahead" in flags:  # two processes share the work of one; every image and score is there once
+        files = [
+            sorted(path.name for path in (tmp_path / name / "ahead").rglob("*.safetensors")) for name in ("one", "two")
+        ]
+        assert files[0] == files[1] and len(files[0]) == 4 + 3 + 2 * 4 + 3
+        return
     checkpointing = "--checkpointing" in flags
     for rank in (one, *two):
         assert (rank["layer_calls"] > 1.5) == checkpointing  # computed again in backward, or not
@@ -156,5 +173,6 @@ if __name__ == "__main__":
         int(sys.argv[3]),
         checkpointing="--checkpointing" in options,
         lora="--lora" in options,
+        ahead="--ahead" in options,
         decoder=decoders[0] if decoders else "gpt2",
     )

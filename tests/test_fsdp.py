@@ -164,7 +164,8 @@ def check_saved(folder: Path, digest: str) -> None:
 def test_two_processes_with_shards_train_as_one_does(tmp_path: Path, words: tuple[str, ...]) -> None:
     source = str(tmp_path / "source")
     tiny.captioner_model(vocab_size=EVEN).save_pretrained(source)
-    one = launch(tmp_path / "one", 1, "train", source, "4", "1", *words)[0]
+    one = train(tmp_path / "one", source, 4, 1, *words)  # in this process
+    assert one["world"] == 1
     runs = {"two": ("2", "1"), "accumulated": ("1", "2")}
     for name, sizes in runs.items():
         if name == "accumulated" and "given" in words:

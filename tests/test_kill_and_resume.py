@@ -255,6 +255,7 @@ def test_a_killed_training_of_any_kind_goes_on_bit_for_bit(tmp_path: Path, name:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # five starts of two processes
 def test_two_processes_that_are_killed_go_on_bit_for_bit(tmp_path: Path) -> None:
     name, root = "plain", Path(__file__).parents[1]
     for kind, stages in (("whole", [None]), ("killed", STAGES)):

@@ -239,11 +239,26 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> 
         run.train()
 
 
-def test_skipped_images_are_counted(tmp_path: Path) -> None:
+def with_a_broken_image() -> Dataset:
     data = tiny.caption_dataset(8).cast_column("image", tiny.ImageFeature(decode=False))
     rows = [dict(row) for row in data]
     rows[3]["image"] = {"bytes": b"not an image", "path": None}
-    broken = Dataset.from_list(rows, features=data.features).cast_column("image", tiny.ImageFeature())
+    return Dataset.from_list(rows, features=data.features).cast_column("image", tiny.ImageFeature())
+
+
+def test_the_count_of_skipped_images_goes_on_after_a_resume(tmp_path: Path) -> None:
+    options = {"on_bad_image": "skip", "max_steps": 8, "logging_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    whole = trainer(tmp_path, data=with_a_broken_image(), options=options)
+    whole.train()
+    assert logged(whole, "skipped_images") == [2, 3]  # a broken image in every second step
+    for step in range(1, 8):
+        again = trainer(tmp_path, data=with_a_broken_image(), options=options)
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert logged(again, "skipped_images") == [2, 3]
+
+
+def test_skipped_images_are_counted(tmp_path: Path) -> None:
+    broken = with_a_broken_image()
     run = trainer(tmp_path, data=broken, options={"on_bad_image": "skip", "max_steps": 4})
     run.train()
     assert logged(run, "skipped_images")[-1] == 2  # two epochs of eight rows

@@ -27,6 +27,7 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
 
 from hf_contrastive_caption.loading import restore_weights
+from hf_contrastive_caption.sharding import is_sharded
 from hf_contrastive_caption.statistics import RunningMeans
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ _JIT_SENTINEL = "checkpoint-is-incomplete.txt"
 
 
 class AtomicCheckpoints(Trainer):
-    """For a trainer that keeps ``_train_means``: checkpoints that survive a kill at any moment.
+    """Checkpoints that survive a kill at any moment, for a trainer that keeps ``_train_means`` and ``_newly_skipped``.
 
     A training that is killed, at any step or in the middle of writing a checkpoint, goes on from its newest checkpoint
     with the same losses, draws, logs and weights as if it had never been killed. That rests on a file system that
@@ -48,6 +49,7 @@ class AtomicCheckpoints(Trainer):
     """
 
     _train_means: RunningMeans
+    _newly_skipped: torch.Tensor
     _staging: Path | None = None
     """While a checkpoint is written, the folder that stands for the output folder."""
 
@@ -179,8 +181,11 @@ class AtomicCheckpoints(Trainer):
 
     def _whole_model(self) -> PreTrainedModel | None:
         """The model, if it has no adapters and every process has all of its weights."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return self.model if isinstance(self.model, PreTrainedModel) and not sharded else None
+        return self.model if isinstance(self.model, PreTrainedModel) and not self._is_sharded() else None
+
+    def _is_sharded(self) -> bool:
+        """Whether a process may have only a part of the model."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled or (self.model is not None and is_sharded(self.model))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called once in a resume, after Trainer has set its sums to 0 and before the first step."""
@@ -199,8 +204,9 @@ class AtomicCheckpoints(Trainer):
         if self.model is None or any(weight.grad is not None for weight in self.model.parameters()):
             return
         names, sums = self._train_means.state()
-        own = torch.cat([self._tr_loss.detach().double().reshape(1), sums.flatten().to(self._tr_loss.device)])
-        rows = self.accelerator.gather(own[None])  # (n_processes, 1 + 2 * n_names)
+        counts = torch.stack([self._tr_loss.detach().double().reshape(()).cpu(), self._newly_skipped.double().cpu()])
+        own = torch.cat([counts, sums.flatten().cpu()]).to(self._tr_loss.device)
+        rows = self.accelerator.gather(own[None])  # (n_processes, 2 + 2 * n_names)
         if self.args.should_save:
             state = {"last_logged_step": self._globalstep_last_logged, "names": names, "sums": rows.tolist()}
             (folder / LOG_STATE_NAME).write_text(json.dumps(state))
@@ -209,10 +215,11 @@ class AtomicCheckpoints(Trainer):
         if not (folder / LOG_STATE_NAME).is_file():
             return
         state = json.loads((folder / LOG_STATE_NAME).read_text())
-        rows = torch.tensor(state["sums"], dtype=torch.float64)  # (n_processes then, 1 + 2 * n_names)
+        rows = torch.tensor(state["sums"], dtype=torch.float64)  # (n_processes then, 2 + 2 * n_names)
         same = len(rows) == self.args.world_size
         own = rows[self.args.process_index] if same else rows.sum(0) / self.args.world_size
-        self._train_means.load(state["names"], own[1:].reshape(-1, 2), self._tr_loss.device)
+        self._newly_skipped = own[1].clone()
+        self._train_means.load(state["names"], own[2:].reshape(-1, 2), self._tr_loss.device)
         # The log takes the mean of this over processes, and the end of the training the sum of what was logged.
         loss = own[0] if same else rows[:, 0].mean()
         self._tr_loss.fill_(loss.item())

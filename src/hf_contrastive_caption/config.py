@@ -66,9 +66,10 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     r"""Arguments of :class:`ContrastiveCaptionTrainer`.
 
     All of ``Seq2SeqTrainingArguments``, with the additions below. Inherited options that cannot work are refused with
-    the reason. Three defaults differ: ``learning_rate`` is 1e-5, ``logging_steps`` 10, and ``bf16`` is chosen by the
-    device (autocast where a GPU has bfloat16, float32 elsewhere). ``train_sampling_strategy`` may be ``"random"``,
-    ``"sequential"`` or ``"group_by_length"``, by the captions that are drawn for the epoch.
+    the reason. Four defaults differ: ``learning_rate`` is 1e-5, ``logging_steps`` 10, ``bf16`` is chosen by the
+    device (autocast where a GPU has bfloat16, float32 elsewhere), and ``ddp_find_unused_parameters`` is ``False`` for
+    the contrastive objective, where weights without a gradient are frozen beforehand. ``train_sampling_strategy`` may
+    be ``"random"``, ``"sequential"`` or ``"group_by_length"``, by the captions that are drawn for the epoch.
 
     Args:
         objective: ``"contrastive"`` for the contrastive caption loss, ``"mle"`` for maximum likelihood (the negative

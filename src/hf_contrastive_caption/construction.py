@@ -22,6 +22,7 @@ from hf_contrastive_caption.evaluation.in_training import EvaluationPool
 from hf_contrastive_caption.loading import load_model, load_processing
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import PrecomputedReference, Reference
+from hf_contrastive_caption.sharding import check_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionCo
             arguments = args.model_init_kwargs
         processing_class = load_processing(model, **arguments) if processing_class is None else processing_class
         model = load_model(model, **arguments)
+    if argument == "model":
+        check_trainable(model)
     if processing_class is None:
         raise ValueError(
             f"{argument} was given as an object, so its tokenizer and image processor must be given too: pass "

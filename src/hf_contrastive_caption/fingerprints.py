@@ -12,7 +12,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from hf_contrastive_caption.sharding import full_tensor
+from hf_contrastive_caption.sharding import full_tensor, unsharded_class
 
 _ORIGIN = ("_name_or_path", "architectures", "dtype", "transformers_version")
 """Entries of a config that say where a model came from; the dtype is that of the weights, which are hashed."""
@@ -50,7 +50,8 @@ def model_digest(model: nn.Module) -> str:
             if isinstance(layer, BaseTunerLayer)
         ]
         base = model.get_base_model()
-    return json_digest([type(base).__qualname__, settings_of(base.config), weights_digest(model), adapters])
+    name = unsharded_class(type(base)).__qualname__
+    return json_digest([name, settings_of(base.config), weights_digest(model), adapters])
 
 
 def settings_of(config: Any) -> Any:

@@ -17,6 +17,7 @@ from hf_contrastive_caption.construction import generation_arguments, make_evalu
 from hf_contrastive_caption.data import CaptionColumns, ContrastiveCaptionDataset, ContrastiveCaptionStream
 from hf_contrastive_caption.data.collator import Batch
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool, warn_of_collapse
+from hf_contrastive_caption.sharding import is_sharded
 from hf_contrastive_caption.statistics import RunningMeans
 from hf_contrastive_caption.trackers import SHOWN_IMAGES, log_caption_table
 
@@ -70,7 +71,8 @@ class Reporting(Seq2SeqTrainer):
 
     def _count_skipped(self) -> int:
         """Images skipped so far in all processes, every epoch counted."""
-        before = self._skipped_images
+        logged = [entry["skipped_images"] for entry in self.state.log_history if "skipped_images" in entry]
+        self._skipped_images = before = self._skipped_images or (int(logged[-1]) if logged else 0)  # after a resume
         newly = torch.as_tensor(self._newly_skipped, device=self.args.device)
         self._skipped_images += int(self.accelerator.reduce(newly, reduction="sum"))
         self._newly_skipped = torch.zeros((), dtype=torch.long)
@@ -130,7 +132,7 @@ class Reporting(Seq2SeqTrainer):
         """What captions at evaluations need, before a training begins."""
         if not self.args.eval_captions:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(self.captioner.model):
             raise ValueError(
                 "eval_captions does not work under FSDP or DeepSpeed: processes caption different numbers of images, "
                 "and there each forward waits for all of them. Evaluate the saved model with evaluate_captioner"

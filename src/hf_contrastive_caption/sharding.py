@@ -76,7 +76,7 @@ def whole_copy(model: Model) -> Model:
     config.distributed_config = None  # what from_pretrained sharded the model by
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):  # first weights are drawn and then replaced
-        whole = _unsharded_class(type(model))(config)
+        whole = unsharded_class(type(model))(config)
     whole.generation_config = copy.deepcopy(model.generation_config)
     whole.to(dtype=model.dtype, device=device)
     whole.load_state_dict(full_state_dict(model), strict=True)
@@ -217,7 +217,7 @@ def _check_projection(model: nn.Module) -> None:
             )
 
 
-def _unsharded_class(cls: type[Any]) -> type[Any]:
+def unsharded_class(cls: type[Any]) -> type[Any]:
     """The class of a model before ``fully_shard`` gave it one that also is an ``FSDPModule``."""
     return next(base for base in cls.__mro__ if not issubclass(base, FSDPModule))
 

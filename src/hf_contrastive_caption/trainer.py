@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 
 from hf_contrastive_caption.captioners import Captioner
@@ -45,7 +46,7 @@ from hf_contrastive_caption.reference.replacement import ReferenceRefresh
 from hf_contrastive_caption.reference.selection import freeze_vision, make_reference
 from hf_contrastive_caption.reference.versions import ReferenceVersions
 from hf_contrastive_caption.reporting import Reporting
-from hf_contrastive_caption.sharding import is_sharded
+from hf_contrastive_caption.sharding import adapt_fsdp_plugin
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,8 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled:
+            adapt_fsdp_plugin(self.accelerator.state.fsdp_plugin, self.captioner.model)
         self._refresh = self._replace_reference()
         self._ahead = ComputedAhead(self.captioner, self.reference, args, self.accelerator)
         for data in [self.train_dataset, *self._evaluation_sets()]:
@@ -177,8 +180,8 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
         if self.args.eval_captions:
             _ = self.captioner.tries  # before Accelerate puts autocast into the model's forward
         if isinstance(self.objective, ContrastiveObjective) and self.reference is not None:
-            whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(self.captioner.model))
-            self.objective.encode_once = self.args.freeze_vision_encoder and self.reference.shares_vision and whole
+            shared = self.args.freeze_vision_encoder and self.reference.shares_vision
+            self.objective.encode_once = shared and not self._is_sharded()
         unused = self.captioner.freeze_unused()
         if unused:
             logger.info("frozen because no gradient ever reaches them: %s", ", ".join(unused))
@@ -197,6 +200,11 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
             return None
         if every == "epoch" and isinstance(self.train_dataset, ContrastiveCaptionStream):
             raise ValueError("reference_refresh='epoch', but a stream has no epochs; give a number of steps")
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "reference_refresh does not work under DeepSpeed's ZeRO-3, which takes the weights apart that the "
+                "reference would become; use zero2, ddp or fsdp2, or leave it out"
+            )
 
         def replaced(version: int) -> None:
             self._equal_expected = reference.equals_target

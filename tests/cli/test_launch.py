@@ -33,7 +33,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*program, *words], capture_output=True, text=True, env=env, timeout=120)
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_real_processes_get_the_arguments_and_end_with_their_code(tmp_path: Path, fails: bool) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -99,6 +99,22 @@ def test_wrong_use_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         launch_command("fsdp2", 2, script, [])
     monkeypatch.setattr(command, "version", lambda package: "1.10.0")
     assert launch_command("fsdp2", 2, script, [])[4] == str(accelerate_config("fsdp2"))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import json, sys\n"
+        "from hf_contrastive_caption.cli.main import main\n"
+        "try:\n    main(['launch', '--help'])\n"
+        "except SystemExit as end:\n    assert end.code in (0, None)\n"
+        "print('MODULES' + json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "100"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == 0, done.stderr
+    shown, modules = done.stdout.split("MODULES")
+    assert {"--accelerate-config", "--num-processes"} <= set(shown.split())
+    assert {"torch", "transformers", "accelerate", "numpy"} & set(json.loads(modules)) == set()
 
 
 def test_a_signal_becomes_a_code() -> None:

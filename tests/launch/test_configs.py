@@ -14,6 +14,7 @@ from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from hf_contrastive_caption.launch import accelerate_config, shipped_configs
+from tests.training import arguments
 
 KINDS = {
     "ddp": DistributedType.MULTI_GPU,
@@ -80,3 +81,12 @@ def test_names_and_paths(tmp_path: Path) -> None:
     for wrong in ("fsdp", str(tmp_path), str(tmp_path / "none.yaml")):
         with pytest.raises(ValueError, match="ddp, fsdp2, zero2, zero3, or the path"):
             accelerate_config(wrong)
+
+
+def test_ddp_does_not_look_for_unused_weights_where_there_are_none(tmp_path: Path) -> None:
+    """They are frozen, but maximum likelihood may drop whole layers."""
+    found = [
+        arguments(tmp_path, **options).ddp_find_unused_parameters
+        for options in ({}, {"objective": "mle"}, {"ddp_find_unused_parameters": True})
+    ]
+    assert found == [False, None, True]

@@ -20,6 +20,9 @@ TESTS = [
     "tests/evaluation",
     "tests/test_trainer.py",
     "tests/test_construction.py",
+    "tests/test_checkpoints.py",
+    "tests/reference",
+    "tests/precomputed",
 ]
 
 

@@ -20,7 +20,7 @@ from hf_contrastive_caption.data.sampler import SampleKey
 from hf_contrastive_caption.fingerprints import settings_of, weights_digest
 from hf_contrastive_caption.precomputed.shards import ShardStore, check_space, folder_for
 
-_SHARD_BYTES = 256 * 2**20
+SHARD_BYTES = 256 * 2**20
 _OPENED = "opened"
 
 
@@ -78,7 +78,7 @@ class VisionWork:
         with autocast:
             states = self.encode(probe(self.captioner)[0])
         size = sum(value[0].numel() * value.element_size() for value in states.values())
-        per_shard = max(1, _SHARD_BYTES // size)
+        per_shard = max(1, SHARD_BYTES // size)
         bounds = np.append(np.arange(0, len(rows), per_shard), len(rows))
         store = ShardStore(folder, key, bounds)
         missing = sum(int(bounds[shard + 1] - bounds[shard]) for shard in store.missing())

@@ -64,7 +64,7 @@ class FrozenReference(Reference):
         with torch.no_grad():
             for name, value in own.items():
                 if value is not theirs[name]:
-                    average_(value, full_tensor(theirs[name].detach()), mixup)
+                    average_(value, full_tensor(theirs[name]).detach(), mixup)
         self.version += 1
         self.equals_target = mixup == 1.0
 
