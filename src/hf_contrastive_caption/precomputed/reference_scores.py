@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset
 from hf_contrastive_caption.data.collator import Batch, collate_captions
+from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH
 from hf_contrastive_caption.data.sampler import SampleKey
 from hf_contrastive_caption.precomputed.shards import ShardStore, folder_for
 from hf_contrastive_caption.reference import Reference
@@ -85,7 +86,8 @@ class ScoringWork:
         )
         rows = np.append(np.arange(0, len(data), ROWS_PER_SHARD), len(data))
         start = data.positive_start()
-        stores = {epoch: ShardStore(folder / f"epoch-{epoch}", f"{key} {epoch}", start[rows]) for epoch in epochs}
+        names = {epoch: "evaluation" if epoch == EVALUATION_EPOCH else f"epoch-{epoch}" for epoch in epochs}
+        stores = {epoch: ShardStore(folder / names[epoch], f"{key} {epoch}", start[rows]) for epoch in epochs}
         return stores, rows, start
 
     def make_batch(self, rows: list[int], epochs: list[int]) -> Batch:

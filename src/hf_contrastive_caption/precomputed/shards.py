@@ -179,10 +179,14 @@ def fill_shards(
         batch_size=None,
         num_workers=num_workers,
     )
-    made = iter(tqdm(loader, desc=progress, unit="batch", disable=progress is None))
-    for shard, of_shard in zip(shards, batches, strict=True):
-        pieces = [{name: value.cpu() for name, value in compute(next(made)).items()} for _ in of_shard]
-        write(shard, {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
+    made = iter(loader)
+    with tqdm(total=sum(map(len, batches)), desc=progress, unit="batch", disable=progress is None) as bar:
+        for shard, of_shard in zip(shards, batches, strict=True):
+            pieces: list[dict[str, Tensor]] = []
+            for _ in of_shard:
+                pieces.append({name: value.cpu() for name, value in compute(next(made)).items()})
+                bar.update()
+            write(shard, {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
 
 
 def _cut(start: int, stop: int, size: int) -> list[list[int]]:
