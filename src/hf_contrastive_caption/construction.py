@@ -115,6 +115,8 @@ def with_adapter(captioner: Captioner, peft_config: Any, args: ContrastiveCaptio
             "on with the adapter (which then is the reference as it is now), or call merge_and_unload() first"
         )
     model = captioner.base_model
+    for weight in model.parameters():  # PEFT freezes them all; what is frozen already may be dead too
+        weight.requires_grad_(weight.is_floating_point())
     dead = {name.rpartition(".")[0] for name in captioner.freeze_unused()}
     excluded = [re.escape(name) for name in sorted(dead)]
     if args.freeze_vision_encoder:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -153,14 +154,19 @@ class TargetReference(Reference):
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Take the adapters of a PEFT model out, and put them back with every weight taking gradients as it did.
 
-    PEFT lets all weights of the active adapters train when it puts them back, also those that were frozen.
+    What ``PeftModel.disable_adapter`` does, in a tenth of its time, which counts in every step; and PEFT would let all
+    weights of the active adapters train when it puts them back, also those that were frozen.
     """
-    assert isinstance(model, PeftModel)
     trained = {weight: weight.requires_grad for weight in model.parameters()}
+    layers = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    on = [layer for layer in layers if not layer.disable_adapters]
     try:
-        with model.disable_adapter():
-            yield
+        for layer in on:
+            layer.enable_adapters(False)
+        yield
     finally:
+        for layer in on:
+            layer.enable_adapters(True)
         for weight, requires_grad in trained.items():
             weight.requires_grad_(requires_grad)
 
