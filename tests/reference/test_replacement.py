@@ -90,6 +90,15 @@ def test_a_reference_of_another_kind_cannot_be_replaced(tmp_path: Path) -> None:
         run.train()
 
 
+def test_a_given_adapter_model_cannot_be_replaced(tmp_path: Path) -> None:
+    options = {"reference_refresh": 1, "save_strategy": "steps", "save_steps": 1}
+    given = {"reference_model": adapted(trained=True), "reference_processing_class": tiny.processing()}
+    with pytest.raises(ValueError, match="does not work with a PEFT model as reference_model"):
+        trainer(tmp_path, adapted(), options=options, **given).train()
+    assert (tmp_path / "checkpoint-1" / RECORD).is_file()
+    assert not (tmp_path / VERSIONS).exists()
+
+
 @pytest.mark.parametrize("kind", ["copy", "average", "adapter", "adapter average", "scores", "states", "epoch"])
 @pytest.mark.parametrize("at", [2, 3, 4])
 def test_a_resume_goes_on_with_the_same_reference(tmp_path: Path, kind: str, at: int) -> None:

@@ -68,7 +68,7 @@ class ComputedAhead:
         """A data set that reads from disk what is computed ahead.
 
         Args:
-            data: The data set; one that has states already keeps them.
+            data: The data set; one that has states already keeps them, and for evaluation its scores.
             epochs: The epochs for which scores are needed; those of an evaluation are always the same.
 
         Raises:
@@ -81,7 +81,7 @@ class ComputedAhead:
         attached = copy.copy(data)
         if self._args.cache_vision_states and attached.vision_states is None:
             attached.vision_states = self._states(data)
-        if self._reference is not None:
+        if self._reference is not None and not (data.evaluation and data.reference_scores is not None):
             drawn = [EVALUATION_EPOCH] if data.evaluation else list(epochs)
             read = copy.copy(attached)
             if not self._reference.shares_vision:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, Images
@@ -52,6 +53,11 @@ class FrozenReference(Reference):
 
     def refresh(self, target: Captioner, mixup: float) -> None:
         """See :meth:`Reference.refresh`; every process gathers the weights of a sharded target."""
+        if isinstance(self.captioner.model, PeftModel):
+            raise ValueError(
+                "reference_refresh does not work with a PEFT model as reference_model; leave reference_model out, so "
+                "that the reference is the model with its adapters as they are"
+            )
         own = _tensors(self.captioner.model)
         theirs = _tensors(target.model)
         differ = [name for name in own.keys() | theirs.keys() if _shape(own, name) != _shape(theirs, name)]
@@ -70,8 +76,8 @@ class FrozenReference(Reference):
 
     @property
     def has_state(self) -> bool:
-        """See :attr:`Reference.has_state`."""
-        return True
+        """See :attr:`Reference.has_state`; a given PEFT model is never replaced, and would be saved in part."""
+        return not isinstance(self.captioner.model, PeftModel)
 
     def save(self, folder: Path) -> None:
         """See :meth:`Reference.save`; the folder can be given as ``reference_model`` too."""
