@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def run(
     if lora:  # the reference is the model with its adapters off
         from peft import LoraConfig, get_peft_model
 
-        torch.manual_seed(0)
+        torch.manual_seed(int(os.environ["RANK"]))  # as in a script without a seed: the first process's adapter counts
         targets = r".*(q_proj|query|c_attn|q_attn)"  # the names differ between releases
         model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.5, fan_in_fan_out=False))
         reference = None
@@ -65,6 +66,8 @@ def run(
         disable_tqdm=True,
         gradient_checkpointing=True if checkpointing else None,
         gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        reference_refresh=2 if lora else None,
+        reference_mixup=0.5 if lora else 1.0,
         freeze_vision_encoder=ahead,
         cache_vision_states=ahead,
         precompute_reference=ahead,

@@ -251,7 +251,7 @@ def test_the_count_of_skipped_images_goes_on_after_a_resume(tmp_path: Path) -> N
     whole = trainer(tmp_path, data=with_a_broken_image(), options=options)
     whole.train()
     assert logged(whole, "skipped_images") == [2, 3]  # a broken image in every second step
-    for step in range(1, 8):
+    for step in (2, 3, 5):
         again = trainer(tmp_path, data=with_a_broken_image(), options=options)
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert logged(again, "skipped_images") == [2, 3]

@@ -10,18 +10,21 @@ import re
 from typing import Any
 
 import datasets
-from peft import PeftModel, get_peft_model
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.data import CaptionData, ContrastiveCaptionDataset, ContrastiveCaptionStream
+from hf_contrastive_caption.data.dataset import warn_of_cut_captions
 from hf_contrastive_caption.data.examples import Augmentation
 from hf_contrastive_caption.data.stream import uneven_shards_message
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool
 from hf_contrastive_caption.loading import load_model, load_processing
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import PrecomputedReference, Reference
+from hf_contrastive_caption.reference.adapters import PROMPT_LEARNING
 from hf_contrastive_caption.sharding import check_trainable
 
 logger = logging.getLogger(__name__)
@@ -109,6 +112,8 @@ def with_adapter(captioner: Captioner, peft_config: Any, args: ContrastiveCaptio
             so is the vision encoder with ``freeze_vision_encoder``.
         args: The training arguments.
     """
+    if peft_config.is_prompt_learning:
+        raise ValueError(PROMPT_LEARNING)
     if isinstance(captioner.model, PeftModel):
         raise ValueError(
             "the model has a PEFT adapter already, and peft_config asks for another one. Leave peft_config out to go "
@@ -124,7 +129,39 @@ def with_adapter(captioner: Captioner, peft_config: Any, args: ContrastiveCaptio
     config = copy.deepcopy(peft_config)
     if any(_is_target(config, name) for name, _ in model.named_modules() if re.fullmatch("|".join(excluded), name)):
         config.exclude_modules = "|".join([*excluded, *_as_patterns(config.exclude_modules)])
-    return make_captioner(get_peft_model(model, config), captioner.processor, args, "model")
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)  # Trainer seeds only later, and every process must have the same adapter
+        adapted = get_peft_model(model, config)
+    return make_captioner(adapted, captioner.processor, args, "model")
+
+
+def check_adapters(model: Any) -> None:
+    """Refuse a PEFT model that would not come back from a checkpoint as it was.
+
+    Raises:
+        ValueError: If several adapters are active at once, or weights train that PEFT does not save.
+    """
+    if not isinstance(model, PeftModel):
+        return
+    if len(model.active_adapters) > 1:
+        raise ValueError(
+            f"{len(model.active_adapters)} adapters are active at once ({', '.join(model.active_adapters)}), of which "
+            "a checkpoint brings back one; make one of them (add_weighted_adapter), or activate one (set_adapter)"
+        )
+    state = model.state_dict(keep_vars=True)
+    saved = {
+        id(value)
+        for adapter in model.peft_config
+        for value in get_peft_model_state_dict(
+            model, state_dict=state, adapter_name=adapter, save_embedding_layers=False
+        ).values()
+    }
+    lost = [name for name, weight in model.named_parameters() if weight.requires_grad and id(weight) not in saved]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} weights beside the adapter train and would not be saved with it ({', '.join(lost[:3])}). "
+            "Name their modules as modules_to_save in the adapter's config, or freeze them with requires_grad_(False)"
+        )
 
 
 def _is_target(config: Any, module: str) -> bool:
@@ -168,7 +205,8 @@ def make_data(
         _check_data(dataset, processors, num_negatives, args)
         if isinstance(dataset, ContrastiveCaptionStream):
             _check_stream(dataset, args, evaluation=evaluation)
-        return dataset
+        # Without what another trainer has attached to it.
+        return dataset.detached() if isinstance(dataset, ContrastiveCaptionDataset) else dataset
     options: dict[str, Any] = {
         "num_negatives": num_negatives,
         "seed": args.draw_seed,
@@ -185,12 +223,7 @@ def make_data(
         return ContrastiveCaptionStream(dataset, processors, reservoir_size=args.reservoir_size, **reading, **options)
     with args.main_process_first(desc="tokenizing captions"):
         data = ContrastiveCaptionDataset(dataset, processors, num_proc=args.dataset_num_proc, **options)
-    if len(set(data.n_cut)) > 1:
-        logger.warning(
-            "%d captions are cut for the target and %d for the reference, so their log-ratios compare different "
-            "texts; raise max_caption_tokens, or leave such captions out",
-            *data.n_cut,
-        )
+    warn_of_cut_captions(*data.n_cut)
     return data
 
 

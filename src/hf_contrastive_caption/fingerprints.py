@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_contrastive_caption.sharding import full_tensor, unsharded_class
 
-_ORIGIN = ("_name_or_path", "architectures", "dtype", "transformers_version")
-"""Entries of a config that say where a model came from; the dtype is that of the weights, which are hashed."""
+_ASIDE = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+"""Entries of a config that say where a model came from, and a switch that Trainer sets and scoring does not use; the
+dtype is that of the weights, which are hashed."""
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -43,15 +46,47 @@ def model_digest(model: nn.Module) -> str:
     adapters: dict[str, Any] = {}
     base: Any = model
     if isinstance(model, PeftModel):
-        adapters = {name: config.to_dict() for name, config in model.peft_config.items()}
-        adapters["in use"] = [
-            [name, layer.active_adapters, layer.disable_adapters, layer.merged_adapters]
-            for name, layer in model.named_modules()
-            if isinstance(layer, BaseTunerLayer)
-        ]
+        adapters = adapter_settings(model)
         base = model.get_base_model()
     name = unsharded_class(type(base)).__qualname__
     return json_digest([name, settings_of(base.config), weights_digest(model), adapters])
+
+
+def base_digest(model: PeftModel) -> str:
+    """The :func:`model_digest` of a PEFT model without its adapters, as if PEFT had never been around it."""
+    base: Any = model.get_base_model()
+    inside = {id(value) for value in _adapter_tensors(base)}
+    tensors = {
+        re.sub(r"\.(base_layer|original_module|token_adapter)\b", "", name): value
+        for name, value in base.state_dict(keep_vars=True).items()
+        if id(value) not in inside
+    }
+    name = unsharded_class(type(base)).__qualname__
+    return json_digest([name, settings_of(base.config), tensors_digest(tensors), {}])
+
+
+def adapter_settings(model: PeftModel) -> dict[str, Any]:
+    """How the adapters of a PEFT model act, apart from their weights: configs, and which are in use where."""
+    return {
+        **{name: config.to_dict() for name, config in model.peft_config.items()},
+        "in use": [
+            [name, layer.active_adapters, layer.disable_adapters, layer.merged_adapters]
+            for name, layer in model.named_modules()
+            if isinstance(layer, BaseTunerLayer)
+        ],
+    }
+
+
+def _adapter_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """The weights and buffers of adapters, and of modules that PEFT trains in place of others."""
+    for module in model.modules():
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        for name in (*module.adapter_layer_names, *module.other_param_names):
+            part = getattr(module, name, None)
+            if isinstance(part, nn.Module):
+                yield from part.parameters()
+                yield from part.buffers()
 
 
 def settings_of(config: Any) -> Any:
@@ -65,7 +100,7 @@ def settings_of(config: Any) -> Any:
     return {
         name: settings_of(value) if isinstance(value, dict) else value
         for name, value in config.items()
-        if name not in _ORIGIN
+        if name not in _ASIDE
     }
 
 

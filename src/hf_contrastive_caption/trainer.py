@@ -23,6 +23,7 @@ from hf_contrastive_caption.checkpoints import AtomicCheckpoints
 from hf_contrastive_caption.checks import check_equal_models, check_no_noise, describe_not_finite
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.construction import (
+    check_adapters,
     check_arguments,
     distinct_processors,
     make_captioner,
@@ -115,6 +116,7 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
         self.captioner = make_captioner(model, processing_class, args, "model")
         if peft_config is not None:
             self.captioner = with_adapter(self.captioner, peft_config, args)
+        check_adapters(self.captioner.model)
         if args.freeze_vision_encoder:
             freeze_vision(self.captioner)
         self.reference = make_reference(
@@ -141,7 +143,7 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
         self._ahead = ComputedAhead(self.captioner, self.reference, args, self.accelerator)
         for data in [self.train_dataset, *self._evaluation_sets()]:
             if data is not None:
-                self._ahead.check(data)
+                self._ahead.check(data, evaluation=data is not self.train_dataset)
         self._prepare_models()
         self._prepare_evaluation()
 
@@ -211,12 +213,16 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
             self.log({"reference_version": version})
 
         reference = self.reference
+        reference.check_refresh(self.captioner)
         refresh = ReferenceRefresh(reference, self.captioner, every, self.args.reference_mixup, replaced)
         self.add_callback(refresh)
         return refresh
 
     def prepare_start(self, checkpoint: str | None) -> None:
         """See :class:`AtomicCheckpoints`; computes ahead what is to be, and brings the reference to the checkpoint."""
+        self._synchronize()
+        if checkpoint is None and self._refresh is not None:
+            self._refresh.step = 0  # of an earlier training with this trainer
         data: Any = self.train_dataset
         if data is not None:
             self.train_dataset = self._ahead.attach(data, training_epochs(data, self.args))
@@ -228,6 +234,16 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
         if checkpoint is not None:
             self._versions.restore(checkpoint)
         self._equal_expected = checkpoint is None and self.reference.equals_target
+
+    def _synchronize(self) -> None:
+        """Let every process start from the first one's weights, as DDP does, and from its reference."""
+        if self.args.world_size == 1 or self._is_sharded():
+            return
+        own = {} if self.reference is None else self.reference.weights()
+        tensors = [*self.captioner.model.parameters(), *self.captioner.model.buffers(), *own.values()]
+        with torch.no_grad():
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
 
     def save_extra(self, folder: Path) -> None:
         """See :class:`AtomicCheckpoints`; notes which reference the checkpoint belongs to."""

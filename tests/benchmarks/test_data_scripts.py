@@ -1,4 +1,4 @@
-"""benchmarks/length_buckets.py and stream_memory.py: they count what there is to count, and run at toy sizes."""
+"""Small benchmarks: they count what there is to count, change what they say, and run at toy sizes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,29 @@ def test_padding_is_counted_as_the_decoder_lays_captions_out(monkeypatch: pytest
     assert script.width_over_tokens([batch, batch], packed=False) == pytest.approx(4 * 4 / 11)
 
 
+def test_switches_act_on_all_blocks_and_change_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    script = importlib.import_module("switches")
+    size = script.QUICK_SIZES["small"]
+    plain, checkpointed = script.build(size), script.checkpointed(script.build(size))
+    assert len(list(script.layers(plain.model))) == 2  # one of each
+    calls = []
+    for layer in script.layers(checkpointed.model):
+        next(iter(layer.children())).register_forward_hook(lambda *given: calls.append(1))
+    losses = [script.WAYS["packed"](bench) for bench in (plain, checkpointed)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert len(calls) == 2 * 2  # every layer twice
+    shorter = script.shorter(plain)
+    assert [len(ids) for ids in shorter.captions] == [len(ids) - 1 for ids in plain.captions]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "n_ratios"),
     [
         ("stream_memory", ["--rows", "300", "--reservoir-size", "40", "--batch", "10"], 2),
         ("length_buckets", ["--rows", "32", "--threads", "1"], 3),
+        ("switches", ["--quick", "--repeats", "2", "--threads", "1"], 3),
     ],
 )
 def test_the_scripts_run(tmp_path: Path, name: str, options: list[str], n_ratios: int) -> None:

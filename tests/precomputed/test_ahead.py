@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_contrastive_caption.data import ContrastiveCaptionDataset
@@ -237,8 +238,6 @@ def test_images_that_do_not_open_are_skipped_from_disk_too(tmp_path: Path) -> No
 
 
 def broken(data: Dataset, row: int) -> Dataset:
-    from datasets import Image as ImageFeature
-
     plain = data.cast_column("image", ImageFeature(decode=False))
     return plain.map(
         lambda one, number: {**one, "image": {"bytes": b"no image", "path": None}} if number == row else one,
@@ -262,6 +261,94 @@ def test_workers_read_from_disk(tmp_path: Path) -> None:
     for one in (alone, with_workers):
         one.train()
     assert logged(with_workers, "loss") == logged(alone, "loss")
+
+
+def test_nothing_travels_with_a_data_set_to_another_trainer(tmp_path: Path) -> None:
+    held_out = tiny.caption_dataset(6, seed=3)
+    both = options(tmp_path, **STATES, **AHEAD)
+    first = trainer(tmp_path, eval_dataset=held_out, options=both)
+    first.train()
+    other = tiny.captioner_model(seed=1)
+    taken = {"data": first.train_dataset, "eval_dataset": first.eval_dataset}
+    run = trainer(tmp_path, other, **taken)  # type: ignore[arg-type]
+    expected = trainer(tmp_path, tiny.captioner_model(seed=1), eval_dataset=held_out)
+    for one in (run, expected):
+        one.train()
+    assert logged(run, "loss") == logged(expected, "loss")
+    assert run.evaluate()["eval_loss"] == pytest.approx(expected.evaluate()["eval_loss"], abs=1e-6)
+
+
+def test_a_model_that_changes_between_evaluation_and_training_poisons_nothing(tmp_path: Path) -> None:
+    held_out = tiny.caption_dataset(6, seed=3)
+    both = options(tmp_path, **AHEAD)
+    model = tiny.captioner_model()
+    run = trainer(tmp_path, model, eval_dataset=held_out, options=both)
+    run.evaluate()
+    model.load_state_dict(tiny.captioner_model(seed=1).state_dict())
+    run.train()
+    expected = trainer(tmp_path / "copy", tiny.captioner_model(seed=1), eval_dataset=held_out)
+    expected.train()
+    assert logged(run, "loss") == pytest.approx(logged(expected, "loss"), abs=1e-5)
+    assert run.evaluate()["eval_loss"] == pytest.approx(expected.evaluate()["eval_loss"], abs=1e-4)
+    clean = trainer(tmp_path, options=both)
+    clean.train()
+    assert logged(clean, "start_log_ratio")[0] < 1e-4
+
+
+@pytest.mark.parametrize("more", [{"image_id_column": "number"}, {"objective": "mle"}])
+def test_image_files_that_changed_are_encoded_again(tmp_path: Path, more: dict[str, Any]) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(8)]
+
+    def data(seed: int) -> Dataset:
+        for path, image in zip(paths, tiny.images(8, seed), strict=True):
+            image.save(path)
+        columns = {"image": paths, "captions": tiny.caption_dataset(8)["captions"][:], "number": list(range(8))}
+        return Dataset.from_dict(columns).cast_column("image", ImageFeature())
+
+    both = options(tmp_path, **STATES, **more)
+    trainer(tmp_path, data=data(0), options=both).train()
+    first = shards(tmp_path / "ahead")
+    trainer(tmp_path, data=data(0), options=both)
+    run = trainer(tmp_path, data=data(1), options=both)
+    run.train()
+    assert len(shards(tmp_path / "ahead")) == len(first) + 1
+    expected = trainer(tmp_path / "pixels", data=data(1), options={"freeze_vision_encoder": True, **more})
+    expected.train()
+    assert logged(run, "loss") == pytest.approx(logged(expected, "loss"), abs=1e-5)
+
+
+def test_a_shared_encoder_serves_a_reference_with_another_tokenizer(tmp_path: Path) -> None:
+    model, reference = tiny.captioner_model(), tiny.captioner_model(seed=1)
+    reference.encoder.load_state_dict(model.encoder.state_dict())
+    other = tiny.tokenizer(unk_token="<bos>"), tiny.image_processor()
+    kwargs = {"reference_model": reference, "reference_processing_class": other}
+    run = trainer(tmp_path, model, options=options(tmp_path, **STATES), **kwargs)
+    assert len(run.data_collator.processors) == 2  # type: ignore[attr-defined]
+    expected = trainer(tmp_path / "pixels", options={"freeze_vision_encoder": True}, **kwargs)
+    for one in (run, expected):
+        one.train()
+    assert logged(run, "loss") == pytest.approx(logged(expected, "loss"), abs=1e-5)
+
+
+def test_workers_are_given_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    fill = fill_shards
+
+    def watched(shards: Any, bounds: Any, make_batch: Any, *given: Any, **more: Any) -> None:
+        sizes.append(len(pickle.dumps(make_batch)))
+        fill(shards, bounds, make_batch, *given, **more)
+
+    monkeypatch.setattr("hf_contrastive_caption.precomputed.prepare.fill_shards", watched)
+    model = tiny.captioner_model()
+    model.register_forward_hook(lambda *given: None)  # which does not pickle
+    trainer(tmp_path, model, data=tiny.caption_dataset(2), options=options(tmp_path, **STATES, **AHEAD)).train()
+    assert len(sizes) == 2 and max(sizes) < 120_000 < 4 * model.num_parameters()
+
+
+def test_an_evaluation_set_that_draws_anew_is_refused(tmp_path: Path) -> None:
+    first = trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"make it with ContrastiveCaptionDataset\(..., evaluation=True\)"):
+        trainer(tmp_path, eval_dataset=first.train_dataset, options=options(tmp_path, **AHEAD))
 
 
 # Refusals, and what survives -----------------------------------------------------------------------------------------

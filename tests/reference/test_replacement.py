@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import TrainerCallback
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.reference.versions import RECORD, VERSIONS
 from tests import tiny
-from tests.reference.test_strategies import TWO_LN_TWO, adapted
+from tests.reference.test_strategies import TWO_LN_TWO, adapted, lora
 from tests.training import logged, trainer
 
 EVERY = {"copy": {"reference_refresh": 3}, "average": {"reference_refresh": 2, "reference_mixup": 0.5}}
@@ -85,16 +86,16 @@ def test_an_adapter_becomes_the_reference(tmp_path: Path) -> None:
 
 
 def test_a_reference_of_another_kind_cannot_be_replaced(tmp_path: Path) -> None:
-    run = trainer(tmp_path, reference_model=tiny.captioner_model("bert"), options={"reference_refresh": 1})
     with pytest.raises(ValueError, match="they are different models"):
-        run.train()
+        trainer(tmp_path, reference_model=tiny.captioner_model("bert"), options={"reference_refresh": 1})
 
 
 def test_a_given_adapter_model_cannot_be_replaced(tmp_path: Path) -> None:
-    options = {"reference_refresh": 1, "save_strategy": "steps", "save_steps": 1}
-    given = {"reference_model": adapted(trained=True), "reference_processing_class": tiny.processing()}
+    options = {"save_strategy": "steps", "save_steps": 1}
+    given: dict[str, Any] = {"reference_model": adapted(trained=True), "reference_processing_class": tiny.processing()}
     with pytest.raises(ValueError, match="does not work with a PEFT model as reference_model"):
-        trainer(tmp_path, adapted(), options=options, **given).train()
+        trainer(tmp_path, adapted(), options={**options, "reference_refresh": 1}, **given)
+    trainer(tmp_path, adapted(), options=options, **given).train()
     assert (tmp_path / "checkpoint-1" / RECORD).is_file()
     assert not (tmp_path / VERSIONS).exists()
 
@@ -125,6 +126,46 @@ def test_a_resume_goes_on_with_the_same_reference(tmp_path: Path, kind: str, at:
     weights = dict(again.model.named_parameters())  # type: ignore[union-attr]
     for name, weight in whole.model.named_parameters():  # type: ignore[union-attr]
         assert torch.equal(weight, weights[name])
+
+
+@pytest.mark.parametrize("kind", ["off", "refresh", "bias", "dora"])
+def test_an_adapter_with_other_random_weights_resumes(tmp_path: Path, kind: str) -> None:
+    """A new process draws other weights for a new adapter, without effect; the run's own are brought back."""
+    options: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
+    more: dict[str, Any] = {"bias": {"bias": "all"}, "dora": {"use_dora": True}}.get(kind, {})
+    if kind == "refresh":
+        options |= {"reference_refresh": 4, "reference_mixup": 0.5}
+
+    def model(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return get_peft_model(tiny.captioner_model(), lora(target_modules="all-linear", fan_in_fan_out=False, **more))
+
+    whole = trainer(tmp_path, model(1), options=options)
+    whole.train()
+    for at in (2, 5):
+        again = trainer(tmp_path, model(2), options=options)
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+        assert logged(again, "loss") == logged(whole, "loss")
+
+
+def test_versions_are_found_beside_the_checkpoint(tmp_path: Path) -> None:
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "reference_refresh": 2}
+    whole = trainer(tmp_path / "first", options=options)
+    whole.train()
+    (tmp_path / "first" / VERSIONS / "a file").touch()
+    again = trainer(tmp_path / "second", options=options)
+    again.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-3"))
+    assert logged(again, "loss") == logged(whole, "loss")
+    trainer(tmp_path / "first", options={**options, "max_steps": 7}).train(resume_from_checkpoint=True)
+
+
+def test_a_second_training_begins_with_the_reference_as_it_is(tmp_path: Path) -> None:
+    run = trainer(tmp_path, options={"max_steps": 4, "reference_refresh": 3})
+    run.train()
+    assert logged(run, "reference_version") == [1]
+    run.train()
+    assert logged(run, "reference_version") == [2]
+    assert abs(logged(run, "loss")[0] - TWO_LN_TWO) > 1e-4  # the target has moved on since the first replacement
 
 
 def test_another_reference_is_refused_and_the_stored_one_is_named(tmp_path: Path) -> None:
@@ -209,10 +250,11 @@ def test_reference_refresh_as_a_word_of_a_command_line(tmp_path: Path) -> None:
 
 
 def test_copies_stay_apart(tmp_path: Path) -> None:
-    """A model given as reference is not the target after a replacement, but has its values."""
+    """A model given as reference is not the target after a replacement, but has had its values."""
     reference = copy.deepcopy(tiny.captioner_model(seed=3))
     run = trainer(tmp_path, reference_model=reference, options={"reference_refresh": 1})
     assert isinstance(run.captioner, Captioner)
     run.train()
+    assert logged(run, "loss")[1] == pytest.approx(TWO_LN_TWO, abs=1e-6)
     own = {id(weight) for weight in reference.parameters()}
     assert not own & {id(weight) for weight in run.captioner.model.parameters()}

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 
+from hf_contrastive_caption.fingerprints import base_digest, model_digest
 from hf_contrastive_caption.reference import AdapterReference, FrozenReference, PrecomputedReference
 from tests import tiny
 from tests.training import logged, trainer
@@ -235,11 +236,94 @@ def test_merging_gives_back_a_plain_captioner_with_the_same_scores(tmp_path: Pat
     assert torch.allclose(again.log_probs(loaded, images, captions), expected, atol=1e-3)
 
 
-def test_merged_adapters_and_virtual_tokens_are_refused(tmp_path: Path) -> None:
+def test_adapters_that_cannot_serve_are_refused(tmp_path: Path) -> None:
     model = adapted(trained=True)
     model.merge_adapter()
     with pytest.raises(ValueError, match="merged into its weights"):
         trainer(tmp_path, model)
+    with pytest.raises(ValueError, match="virtual tokens before the caption"):
+        trainer(tmp_path, peft_config=PromptTuningConfig(num_virtual_tokens=2))
+    several = adapted()
+    several.add_adapter("other", lora())
+    several.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="2 adapters are active at once"):
+        trainer(tmp_path, several)
+    unsaved = adapted()
+    unsaved.get_base_model().decoder.transformer.ln_f.requires_grad_(True)
+    with pytest.raises(ValueError, match="2 weights beside the adapter train and would not be saved"):
+        trainer(tmp_path, unsaved)
+    unsaved.get_base_model().decoder.transformer.ln_f.requires_grad_(False)
+    trainer(tmp_path, unsaved)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": {"wte": [1, 2]}},
+        {"target_modules": "all-linear"},
+    ],
+)
+def test_adapters_off_have_the_digest_of_the_base(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = tiny.captioner_model(tie_word_embeddings=False)
+    expected = model_digest(model)
+    wrapped = adapted(copy.deepcopy(model), **options)
+    assert base_digest(wrapped) == expected
+    shake(wrapped)
+    assert base_digest(wrapped) == expected
+    with torch.no_grad():
+        wrapped.get_base_model().decoder.transformer.ln_f.weight.add_(1e-3)
+    assert base_digest(wrapped) != expected
+
+
+def test_digests_tell_apart_what_computes_differently(tmp_path: Path) -> None:
+    def digest(model: Any) -> str:
+        reference = trainer(tmp_path, model).reference
+        assert reference is not None
+        return reference.digest()
+
+    off = digest(adapted())
+    assert digest(adapted(r=2)) == off  # an adapter without effect makes no difference
+    copied = trainer(tmp_path).reference
+    assert copied is not None and copied.digest() == off  # nor how the reference is held
+    other_start = adapted()
+    other_start.config.decoder_start_token_id = 5
+    assert digest(other_start) != off
+    trained = digest(adapted(trained=True))
+    assert trained != off
+    assert digest(adapted(trained=True, lora_alpha=32)) != trained
+
+
+def test_a_lightly_trained_adapter_in_bfloat16_is_not_taken_for_none(tmp_path: Path) -> None:
+    model = adapted()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.add_(3e-3 * torch.randn(weight.shape, generator=generator))
+    run = trainer(tmp_path, model.to(torch.bfloat16))
+    assert run.reference is not None and run.reference.has_state
+    run.train()
+    assert logged(run, "start_log_ratio")[0] == 0.0
+
+
+def test_an_adapter_of_a_seed_is_always_the_same(tmp_path: Path) -> None:
+    first, second = (dict(trainer(tmp_path, peft_config=lora()).captioner.model.named_parameters()) for _ in range(2))
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    other = trainer(tmp_path, peft_config=lora(), options={"seed": 7}).captioner.model
+    assert any(not torch.equal(weight, first[name]) for name, weight in other.named_parameters())
+
+
+def test_dropout_of_a_shared_encoder_comes_back(tmp_path: Path) -> None:
+    model = tiny.captioner_model(dropout=0.1)
+    run = trainer(tmp_path, model, options={"freeze_vision_encoder": True})
+    run.train()
+    rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.1}
+    assert logged(run, "start_log_ratio")[0] < 1e-4
 
 
 def test_an_adapter_in_a_frozen_encoder_is_refused(tmp_path: Path) -> None:

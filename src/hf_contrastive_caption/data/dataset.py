@@ -22,6 +22,7 @@ from hf_contrastive_caption.data.examples import (
     Tokens,
     check_options,
 )
+from hf_contrastive_caption.data.images import file_states
 from hf_contrastive_caption.data.keyed import derive_key, mix
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH, ShuffledNegatives
 from hf_contrastive_caption.data.sampler import SampleKey, SharedEpoch
@@ -230,9 +231,13 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         return first[order], np.argsort(order)[found]
 
     def images_fingerprint(self) -> str:
-        """A hash of the images, as ``datasets`` knows them, and which of them are the same."""
+        """A hash of the images: as ``datasets`` knows them, which are the same, and when files of them changed."""
         keys = b"" if self._negatives is None else self._index.image_key.tobytes()
-        return digest([self.source._fingerprint, self.columns.image], keys)
+        return digest(
+            [self.source._fingerprint, self.columns.image],
+            keys,
+            file_states(self._images.data.column(self.columns.image)),
+        )
 
     def fingerprint(self) -> str:
         """A hash of images and captions, and of the tokens that the first processor makes of them."""
@@ -241,12 +246,17 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
             [self.images_fingerprint(), list(self.columns.captions)], *(np.asarray(one).tobytes() for one in arrays)
         )
 
+    def detached(self) -> ContrastiveCaptionDataset:
+        """The same data set, which opens its images and has no scores."""
+        other = copy.copy(self)
+        other.vision_states = other.reference_scores = None
+        return other
+
     def with_processors(self, processors: Sequence[CaptionProcessor]) -> ContrastiveCaptionDataset:
         """The same images with the same draws, read by other processors."""
-        other = copy.copy(self)
+        other = self.detached()
         other.processors = tuple(processors)
         other._tokens = [build_tokens(self.source, self.columns, one, self._num_proc) for one in processors]
-        other.vision_states = other.reference_scores = None
         return other
 
     def captions_of(self, rows: Sequence[int]) -> list[list[str]]:
@@ -295,6 +305,17 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         shuffled = captions[np.lexsort((hashes, np.repeat(np.arange(len(rows)), counts)))]
         rank = ragged_ranges(np.zeros_like(counts), counts)
         return shuffled[rank < self.captions_per_image], np.minimum(counts, self.captions_per_image)
+
+
+def warn_of_cut_captions(target: int, reference: int | None = None) -> None:
+    """Say so where target and reference read different parts of some captions."""
+    if reference is not None and reference != target:
+        logger.warning(
+            "%d captions are cut for the target and %d for the reference, so their log-ratios compare different "
+            "texts; raise max_caption_tokens, or leave such captions out",
+            target,
+            reference,
+        )
 
 
 def _split(input_ids: NDArray[np.int32], lengths: NDArray[np.int64], ends: NDArray[np.int64]) -> list[Tokens]:

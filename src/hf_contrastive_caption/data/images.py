@@ -18,6 +18,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
@@ -157,6 +159,24 @@ def image_hash(value: Any) -> int:
             raise BadImageError(f"{describe(value)} cannot be read: {type(error).__name__}: {error}") from error
     assert content is not None
     return hash64(content)
+
+
+def file_states(column: pa.ChunkedArray) -> bytes:
+    """Path, size and time of change of every local image file that a column names without holding its bytes.
+
+    Args:
+        column: Images as ``datasets`` stores them, or paths.
+    """
+    found = []
+    for chunk in column.chunks:
+        paths = chunk
+        if pa.types.is_struct(chunk.type):
+            paths = pc.struct_field(chunk, "path").filter(pc.is_null(pc.struct_field(chunk, "bytes")))
+        for path in paths.to_pylist() if pa.types.is_string(paths.type) else ():
+            if path is not None and _is_local(path) and os.path.isfile(path):
+                state = os.stat(path)
+                found.append(f"{path} {state.st_size} {state.st_mtime_ns}")
+    return "\n".join(found).encode()
 
 
 def hash64(content: bytes) -> int:

@@ -6,27 +6,27 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast_object_list, send_to_device
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.data import CaptionData, ContrastiveCaptionDataset, ContrastiveCaptionStream
+from hf_contrastive_caption.data.dataset import warn_of_cut_captions
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH
 from hf_contrastive_caption.precomputed.reference_scores import (
     ReferenceScores,
+    ScoringBatches,
     ScoringWork,
-    missing_shards,
     write_scores,
 )
 from hf_contrastive_caption.precomputed.shards import fill_shards
-from hf_contrastive_caption.precomputed.vision_states import VisionStates, VisionWork
+from hf_contrastive_caption.precomputed.vision_states import ImageBatches, VisionStates, VisionWork
 from hf_contrastive_caption.reference import PrecomputedReference, Reference
 
 logger = logging.getLogger(__name__)
@@ -76,12 +76,13 @@ class ComputedAhead:
         """
         if not self._args.cache_vision_states and self._reference is None:
             return data
-        self.check(data)
+        self.check(data, evaluation=not epochs)
         assert isinstance(data, ContrastiveCaptionDataset)
         attached = copy.copy(data)
         if self._args.cache_vision_states and attached.vision_states is None:
             attached.vision_states = self._states(data)
-        if self._reference is not None and not (data.evaluation and data.reference_scores is not None):
+        scored = data.evaluation and data.reference_scores is not None
+        if self._reference is not None and not (scored and self._reference.released):
             drawn = [EVALUATION_EPOCH] if data.evaluation else list(epochs)
             read = copy.copy(attached)
             if not self._reference.shares_vision:
@@ -89,11 +90,15 @@ class ComputedAhead:
             attached.reference_scores = self._scores(read, self._reference, drawn)
         return attached
 
-    def check(self, data: CaptionData) -> None:
+    def check(self, data: CaptionData, *, evaluation: bool) -> None:
         """Refuse a data set for which nothing can be computed ahead.
 
+        Args:
+            data: The data set.
+            evaluation: Whether it is there to be evaluated.
+
         Raises:
-            ValueError: It has augmentation, or is a stream.
+            ValueError: It has augmentation, is a stream, or draws anew at every evaluation.
         """
         if not self._args.cache_vision_states and self._reference is None:
             return
@@ -110,6 +115,12 @@ class ComputedAhead:
                 "it all that could be computed ahead. Leave one of them out"
             )
 
+        if evaluation and not data.evaluation and self._reference is not None:
+            raise ValueError(
+                "precompute_reference needs an evaluation data set that draws the same captions every time; make it "
+                "with ContrastiveCaptionDataset(..., evaluation=True), or pass the datasets.Dataset itself"
+            )
+
     def release_reference(self) -> None:
         """Let the reference leave memory, if all of its scores are on disk."""
         if self._reference is not None:
@@ -118,14 +129,14 @@ class ComputedAhead:
     def _states(self, data: ContrastiveCaptionDataset) -> VisionStates:
         work = VisionWork(data, self._captioner, self._precision(self._captioner.dtype), self._args.precomputed_dir)
         self._captioner.model.to(self._args.device)
-        with self._quiet(self._captioner):
+        with evaluation_mode(self._captioner.model):
             store, items, rows = work.plan(self._accelerator.autocast())
             self._fill(
                 "encoding images",
-                store.missing(),
+                self._agreed(store.missing()),
                 store.missing,
                 bounds=store.bounds,
-                make_batch=partial(_rows_of, work, rows),
+                make_batch=ImageBatches(data, rows),
                 compute=work.encode,
                 write=store.write,
             )
@@ -138,24 +149,30 @@ class ComputedAhead:
         if processor.text_fingerprint() != data.processors[0].text_fingerprint() or (
             processor.image_fingerprint() != data.processors[0].image_fingerprint()
         ):
+            n_cut = data.n_cut[0]
             data = data.with_processors([processor])
+            warn_of_cut_captions(n_cut, *data.n_cut)
         work = ScoringWork(data, reference, self._precision(reference.dtype), self._args.precomputed_dir)
         stores, bounds, start = work.plan(epochs)
-        missing = missing_shards(stores)
-        if missing:
+        missing = self._agreed({epoch: store.missing() for epoch, store in stores.items()})
+        wanted = [epoch for epoch in missing if missing[epoch]]
+        if wanted:
             reference.captioner.model.to(self._args.device)
-            wanted = [epoch for epoch, store in stores.items() if store.missing()]
-            with self._quiet(reference.captioner):
+            with evaluation_mode(reference.captioner.model):
                 self._fill(
                     f"scoring {len(wanted)} epochs with the reference",
-                    missing,
-                    partial(missing_shards, stores),
+                    sorted({shard for epoch in wanted for shard in missing[epoch]}),
+                    lambda: [shard for epoch in wanted for shard in stores[epoch].missing()],
                     bounds=bounds,
-                    make_batch=partial(work.make_batch, epochs=wanted),
+                    make_batch=ScoringBatches(data, processor, wanted),
                     compute=partial(work.score, epochs=wanted),
                     write=partial(write_scores, {epoch: stores[epoch] for epoch in wanted}),
                 )
         return ReferenceScores(stores, start)
+
+    def _agreed(self, found: Any) -> Any:
+        """What the first process has found: another run may be writing the same files."""
+        return broadcast_object_list([found])[0]
 
     def _fill(
         self,
@@ -168,7 +185,6 @@ class ComputedAhead:
     ) -> None:
         """Compute this process's part of the missing shards, and wait for the others."""
         process, processes = self._accelerator.process_index, self._accelerator.num_processes
-        self._accelerator.wait_for_everyone()  # all have seen the same shards missing
         if missing:
             logger.info("%s: %d shards", what, len(missing))
             fill_shards(
@@ -190,10 +206,6 @@ class ComputedAhead:
         with torch.no_grad(), self._accelerator.autocast():
             return compute(send_to_device(batch, self._args.device))
 
-    @staticmethod
-    def _quiet(captioner: Captioner) -> AbstractContextManager[None]:
-        return evaluation_mode(captioner.model)
-
     def _precision(self, weights: torch.dtype) -> torch.dtype:
         """What matrix products run in, by the dtype of the weights."""
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -207,7 +219,3 @@ def training_epochs(data: CaptionData, args: ContrastiveCaptionConfig) -> list[i
     batches = -(-len(data) // (args.train_batch_size * args.world_size))
     steps = -(-batches // args.gradient_accumulation_steps)
     return list(range(math.ceil(args.max_steps / steps if args.max_steps > 0 else args.num_train_epochs)))
-
-
-def _rows_of(work: VisionWork, rows: Any, items: list[int]) -> Any:
-    return work.make_batch(rows[items].tolist())

@@ -15,6 +15,7 @@ from hf_contrastive_caption.data.collator import Batch, collate_captions
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH
 from hf_contrastive_caption.data.sampler import SampleKey
 from hf_contrastive_caption.precomputed.shards import ShardStore, folder_for
+from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import Reference
 
 ROWS_PER_SHARD = 2048
@@ -90,16 +91,6 @@ class ScoringWork:
         stores = {epoch: ShardStore(folder / names[epoch], f"{key} {epoch}", start[rows]) for epoch in epochs}
         return stores, rows, start
 
-    def make_batch(self, rows: list[int], epochs: list[int]) -> Batch:
-        """The images of rows, and what is drawn for them in each epoch."""
-        first = self.data.__getitems__([SampleKey(epochs[0], row) for row in rows])
-        batch = CaptionCollator([self.reference.processor], self.data.num_negatives)(first)
-        draws = [batch["captions"]]
-        for epoch in epochs[1:]:
-            examples = self.data.__getitems__([SampleKey(epoch, row) for row in rows])
-            draws.append(collate_captions([example.tokens[0] for example in examples]))
-        return {"images": batch["images"], "draws": draws}
-
     def score(self, batch: Batch, epochs: list[int]) -> dict[str, Tensor]:
         """Scores by epoch, (n_positives, 1 + K) each; the images are encoded once for all epochs."""
         images = self.reference.encode(batch["images"])
@@ -109,13 +100,33 @@ class ScoringWork:
         }
 
 
+@dataclass(frozen=True)
+class ScoringBatches:
+    """Makes the batches to be scored, in a worker, which gets no model.
+
+    Args:
+        data: Images with positives and negatives, as the reference reads them.
+        processor: How the reference reads them.
+        epochs: The epochs to score.
+    """
+
+    data: ContrastiveCaptionDataset
+    processor: CaptionProcessor
+    epochs: list[int]
+
+    def __call__(self, rows: list[int]) -> Batch:
+        """The images of rows, and what is drawn for them in each epoch."""
+        first = self.data.__getitems__([SampleKey(self.epochs[0], row) for row in rows])
+        batch = CaptionCollator([self.processor], self.data.num_negatives)(first)
+        draws = [batch["captions"]]
+        for epoch in self.epochs[1:]:
+            examples = self.data.__getitems__([SampleKey(epoch, row) for row in rows])
+            draws.append(collate_captions([example.tokens[0] for example in examples]))
+        return {"images": batch["images"], "draws": draws}
+
+
 def write_scores(stores: dict[int, ShardStore], shard: int, tensors: dict[str, Tensor]) -> None:
     """Write a shard of each epoch that was scored."""
     for epoch, store in stores.items():
         if f"epoch {epoch}" in tensors:
             store.write(shard, {_SCORES: tensors[f"epoch {epoch}"]})
-
-
-def missing_shards(stores: dict[int, ShardStore]) -> list[int]:
-    """The shards that some epoch lacks."""
-    return sorted({shard for store in stores.values() for shard in store.missing()})

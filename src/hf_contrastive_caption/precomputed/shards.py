@@ -113,7 +113,9 @@ def folder_for(kind: str, depends_on: dict[str, Any], directory: str | None) -> 
         The folder, ``directory/kind-hash``, with a file that says what it was computed from; and the hash.
     """
     key = json_digest([kind, depends_on])
-    parent = cached_assets_path("hf-contrastive-caption", "computed") if directory is None else Path(directory)
+    parent = (
+        cached_assets_path("hf-contrastive-caption", "computed") if directory is None else Path(directory).expanduser()
+    )
     folder = parent / f"{kind}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / ABOUT

@@ -86,19 +86,31 @@ class VisionWork:
             check_space(folder, missing * size, f"the states of {missing} images")
         return store, items, rows
 
-    def make_batch(self, rows: list[int]) -> Images:
-        """Open the images of rows; those that do not open are white."""
-        batch = CaptionCollator([self.captioner.processor], self.data.num_negatives)(
-            self.data.__getitems__([SampleKey(0, row) for row in rows])
-        )
-        return {**batch["images"], _OPENED: ~batch["skipped"]}
-
     def encode(self, images: Images) -> Images:
         """The states of a batch, in the precision that the decoder reads them in."""
         opened = images.get(_OPENED)
         states = self.captioner.encode({name: value for name, value in images.items() if name != _OPENED})
         kept = {name: _in_precision(value, self.precision) for name, value in states.items()}
         return kept if opened is None else {**kept, _OPENED: opened.to(torch.uint8)}
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """Opens images, in a worker, which gets no model.
+
+    Args:
+        data: The data set.
+        rows: The row of each item, (n_items,).
+    """
+
+    data: ContrastiveCaptionDataset
+    rows: NDArray[np.int64]
+
+    def __call__(self, items: list[int]) -> Images:
+        """The images of some items; those that do not open are white."""
+        examples = self.data.__getitems__([SampleKey(0, row) for row in self.rows[items].tolist()])
+        batch = CaptionCollator(self.data.processors, self.data.num_negatives)(examples)
+        return {**batch["images"], _OPENED: ~batch["skipped"]}
 
 
 def _in_precision(value: Tensor, precision: torch.dtype) -> Tensor:

@@ -17,12 +17,23 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, Images
 from hf_contrastive_caption.captioners.determinism import evaluation_mode, largest_difference
-from hf_contrastive_caption.captioners.verification import TOLERANCE_PER_TOKEN, probe
-from hf_contrastive_caption.fingerprints import json_digest, model_digest, tensors_digest
+from hf_contrastive_caption.captioners.verification import probe
+from hf_contrastive_caption.fingerprints import (
+    adapter_settings,
+    base_digest,
+    json_digest,
+    model_digest,
+    tensors_digest,
+)
 from hf_contrastive_caption.reference.base import Reference, average_
 from hf_contrastive_caption.sharding import full_tensor
 
 logger = logging.getLogger(__name__)
+
+PROMPT_LEARNING = (
+    "prompt learning puts virtual tokens before the caption, which captioners score wrongly; use an adapter in the "
+    "layers, such as peft.LoraConfig"
+)
 
 _STATE_FILE = "adapter_state.safetensors"
 
@@ -33,11 +44,13 @@ class AdapterReference(Reference):
     Args:
         captioner: The target's own captioner.
         keep_state: Score with a stored copy of the weights that train, and not with the adapters off. Needed where
-            the adapter is trained already, where base weights train along, and for a reference that is replaced.
+            the adapter does something already, where base weights train along, and for a reference that is replaced.
+        inert: Whether the adapters change no score now.
     """
 
-    def __init__(self, captioner: Captioner, *, keep_state: bool) -> None:
+    def __init__(self, captioner: Captioner, *, keep_state: bool, inert: bool) -> None:
         super().__init__(captioner, equals_target=True)
+        self._inert = inert
         self.shares_vision = True
         self._base_digest: str | None = None
         self._state: dict[str, Tensor] | None = None
@@ -62,12 +75,31 @@ class AdapterReference(Reference):
             return super().encode(images)
 
     def digest(self) -> str:
-        """See :meth:`Reference.digest`."""
-        if self._base_digest is None:  # what is frozen stays as it is
-            weights = self._weights()
-            frozen = {name: value for name, value in self.captioner.model.state_dict().items() if name not in weights}
-            self._base_digest = tensors_digest(frozen)
-        return json_digest([self._base_digest, None if self._state is None else tensors_digest(self._state)])
+        """See :meth:`Reference.digest`; that of a frozen copy of the base, where the adapters have no effect."""
+        if self._state is None or (self._inert and self.version == 0):
+            return self._base()
+        return json_digest([self.identity(), tensors_digest(self._state)])
+
+    def weights(self) -> dict[str, Tensor]:
+        """See :meth:`Reference.weights`."""
+        return self._state or {}
+
+    def identity(self) -> str:
+        """See :meth:`Reference.identity`."""
+        if self._state is None:
+            return ""
+        model = self.captioner.model
+        assert isinstance(model, PeftModel)
+        return json_digest([self._base(), adapter_settings(model), sorted(self._state)])
+
+    def _base(self) -> str:
+        if self._base_digest is None:  # taken at the start; what trains beside adapters will change
+            assert isinstance(self.captioner.model, PeftModel)
+            self._base_digest = base_digest(self.captioner.model)
+        return self._base_digest
+
+    def check_refresh(self, target: Captioner) -> None:
+        """See :meth:`Reference.check_refresh`; adapters always can."""
 
     def refresh(self, target: Captioner, mixup: float) -> None:
         """See :meth:`Reference.refresh`; averages weights of adapters, which is not the average of their effects."""
@@ -189,32 +221,28 @@ def adapter_reference(captioner: Captioner, *, replaced: bool) -> AdapterReferen
             "unmerge_adapter(), or merge_and_unload() and pass peft_config for a new adapter"
         )
     if any(config.is_prompt_learning for config in model.peft_config.values()):
-        raise ValueError(
-            "prompt learning puts virtual tokens before the caption, which captioners score wrongly; use an adapter "
-            "in the layers, such as peft.LoraConfig"
-        )
+        raise ValueError(PROMPT_LEARNING)
     change = _effect_of_adapters(captioner)
     beside = _trained_beside_adapters(captioner)
     if change > 0:
         logger.info(
-            "the adapter is trained already (it moves scores by up to %.3g nats): the reference is the model with the "
-            "adapter as it is now. For the model without it, pass reference_model",
+            "the adapter does something already (it moves scores by up to %.3g nats): the reference is the model with "
+            "the adapter as it is now. For the model without it, pass reference_model",
             change,
         )
     if beside:
         logger.info("the reference keeps a copy of weights that train beside the adapters: %s", ", ".join(beside[:5]))
-    return AdapterReference(captioner, keep_state=replaced or change > 0 or bool(beside))
+    return AdapterReference(captioner, keep_state=replaced or change > 0 or bool(beside), inert=change == 0)
 
 
 def _effect_of_adapters(captioner: Captioner) -> float:
-    """By how much the adapters change scores of the probe, in nats; 0 if it is no more than rounding."""
+    """By how much the adapters change scores of the probe, in nats; exactly 0 for a new LoRA."""
     images, captions = probe(captioner)
     with torch.no_grad(), evaluation_mode(captioner.model):
         on = captioner.log_probs(captioner.model, images, captions)
         with adapters_off(captioner.model):
             off = captioner.log_probs(captioner.model, images, captions)
-    change = largest_difference(on, off)
-    return change if change > TOLERANCE_PER_TOKEN[captioner.dtype] * int(captions["lengths"].max()) else 0.0
+    return largest_difference(on, off)
 
 
 def _trained_beside_adapters(captioner: Captioner) -> list[str]:

@@ -12,8 +12,9 @@ from hf_contrastive_caption.captioners import CaptionBatch, Captioner, Images
 from hf_contrastive_caption.data.collator import Batch
 
 LEFT_MEMORY = (
-    "the reference has left memory (precompute_reference=True), and there are no scores of it for this data. Make a "
-    "trainer with this data set as eval_dataset, or one without precompute_reference"
+    "the reference has left memory (precompute_reference=True), and not all of its scores that this needs were "
+    "computed before. Make a new trainer: with all epochs that shall be trained, with every data set that shall be "
+    "evaluated as eval_dataset, or without precompute_reference"
 )
 
 
@@ -76,19 +77,32 @@ class Reference(ABC):
     def digest(self) -> str:
         """A hash of what it computes with; equal hashes give equal scores."""
 
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that only the reference has; every process must hold the same."""
+        return {}
+
+    def identity(self) -> str:
+        """A hash of what it computes with apart from :meth:`weights`; with equal ones :meth:`load` takes it over."""
+        return ""
+
     # Replacement, and what a resume needs ------------------------------------------------------------------------
+
+    def check_refresh(self, target: Captioner) -> None:
+        """Whether the reference can become the target.
+
+        Raises:
+            ValueError: If it cannot; says why and what can.
+        """
+        raise ValueError(f"the reference is {self.description}, which cannot be replaced while training")
 
     def refresh(self, target: Captioner, mixup: float) -> None:
         """Move to where the target is now.
 
         Args:
-            target: The target.
+            target: The target, for which :meth:`check_refresh` has found nothing.
             mixup: How far: 1 becomes the target, less leaves ``1 - mixup`` of what the reference was.
-
-        Raises:
-            ValueError: If this reference cannot become the target; says why and what can.
         """
-        raise ValueError(f"the reference is {self.description}, which cannot be replaced while training")
+        raise NotImplementedError("this reference cannot be replaced")
 
     @property
     def has_state(self) -> bool:

@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, Images
+from hf_contrastive_caption.captioners.determinism import restore_dropout
 from hf_contrastive_caption.fingerprints import model_digest
 from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.reference.base import Reference, average_
@@ -34,7 +35,12 @@ class FrozenReference(Reference):
         self._is_copy = equals_target
         captioner.model.requires_grad_(False)
         captioner.model.eval()
-        captioner.make_deterministic()
+        rates = captioner.make_deterministic()
+        if shares_vision and captioner.vision is not None:  # the target's, whose dropout is off while it trains
+            inside = set(captioner.vision.modules())
+            modules = dict(captioner.model.named_modules())
+            of_target = {path: rate for path, rate in rates.items() if modules[path.rpartition(".")[0]] in inside}
+            restore_dropout(captioner.model, of_target)
 
     @property
     def description(self) -> str:
@@ -51,8 +57,12 @@ class FrozenReference(Reference):
         """See :meth:`Reference.digest`."""
         return model_digest(self.captioner.model)
 
-    def refresh(self, target: Captioner, mixup: float) -> None:
-        """See :meth:`Reference.refresh`; every process gathers the weights of a sharded target."""
+    def weights(self) -> dict[str, Tensor]:
+        """See :meth:`Reference.weights`."""
+        return _tensors(self.captioner.model)
+
+    def check_refresh(self, target: Captioner) -> None:
+        """See :meth:`Reference.check_refresh`."""
         if isinstance(self.captioner.model, PeftModel):
             raise ValueError(
                 "reference_refresh does not work with a PEFT model as reference_model; leave reference_model out, so "
@@ -67,8 +77,12 @@ class FrozenReference(Reference):
                 f"({self.captioner.name} and {target.name}; {len(differ)} weights differ in name or shape). Leave "
                 "reference_refresh out, or leave reference_model out to start from a copy of the target"
             )
+
+    def refresh(self, target: Captioner, mixup: float) -> None:
+        """See :meth:`Reference.refresh`; every process gathers the weights of a sharded target."""
+        theirs = _tensors(target.model)
         with torch.no_grad():
-            for name, value in own.items():
+            for name, value in self.weights().items():
                 if value is not theirs[name]:
                     average_(value, full_tensor(theirs[name]).detach(), mixup)
         self.version += 1

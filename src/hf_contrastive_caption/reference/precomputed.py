@@ -59,14 +59,21 @@ class PrecomputedReference(Reference):
         return scores
 
     def digest(self) -> str:
-        """See :meth:`Reference.digest`; taken once, before the training changes what it was taken of."""
-        if self._digest is None:
-            self._digest = self.scorer.digest()
-        return self._digest
+        """See :meth:`Reference.digest`; of what has left memory, that of then."""
+        return self.scorer.digest() if self._digest is None else self._digest
+
+    def weights(self) -> dict[str, Tensor]:
+        """See :meth:`Reference.weights`."""
+        return {} if self._scorer is None else self._scorer.weights()
+
+    @property
+    def released(self) -> bool:
+        """Whether the reference has left memory."""
+        return self._scorer is None
 
     def release(self) -> None:
         """Let go of the model that computed the scores."""
-        self.digest()
+        self._digest = self.digest()
         self._scorer = self._captioner = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -54,8 +54,8 @@ class ReferenceVersions:
             )
             return
         record = json.loads(file.read_text())
-        self._check_same_start(record, checkpoint)
-        if record["current"] != self._current():
+        self._check_same_start(record, Path(checkpoint))
+        if record["current"] != self._current() or self.reference.identity():  # an adapter's first weights are random
             self._load(record, Path(checkpoint))
 
     def save(self, checkpoint: str | Path) -> None:
@@ -67,6 +67,7 @@ class ReferenceVersions:
         record = {
             "description": self.reference.description,
             "initial": self._initial,
+            "identity": self.reference.identity(),
             "current": current,
             "version": self.reference.version,
             "replaced_after_step": 0 if self.refresh is None else self.refresh.step,
@@ -88,7 +89,7 @@ class ReferenceVersions:
             record = json.loads(file.read_text())
             needed |= {record["initial"], record["current"]}
         for version in self.folder.iterdir():
-            if version.name not in needed:
+            if version.is_dir() and version.name not in needed:
                 shutil.rmtree(version)
 
     def _current(self) -> str:
@@ -107,30 +108,45 @@ class ReferenceVersions:
         scratch.rename(self.folder / digest)
 
     def _load(self, record: dict[str, Any], checkpoint: Path) -> None:
-        if not self.reference.has_state or self.refresh is None:
+        if not self.reference.has_state or (self.refresh is None and record["version"] > 0):
+            if record["version"] == 0:
+                return
             raise ValueError(
                 f"the reference of {checkpoint} was replaced {record['version']} times while training; resume with "
                 "the reference_refresh of that run"
             )
-        folder = checkpoint / _IN_CHECKPOINT if record["with_checkpoint"] else self.folder / record["current"]
+        folder = checkpoint / _IN_CHECKPOINT
+        if not record["with_checkpoint"]:
+            folder = self._stored(record["current"], checkpoint) or self.folder / record["current"]
+        if not folder.is_dir() and record["version"] == 0 and record["current"] == self._current():
+            return  # the run had nothing to store
         if not folder.is_dir():
             raise ValueError(
-                f"the reference of {checkpoint} was replaced while training, and its weights should be in {folder}, "
-                "which is not there. Resume with the output_dir of the run, or from another checkpoint"
+                f"the reference of {checkpoint} has weights of its own, which should be in {folder}; they are not "
+                "there. Resume with the output_dir of the run, or from another checkpoint"
             )
         self.reference.load(folder)
         self.reference.version = record["version"]
-        self.refresh.step = record["replaced_after_step"]
+        if self.refresh is not None:
+            self.refresh.step = record["replaced_after_step"]
         self._digest = (self.reference.version, self.reference.digest())
         if self._digest[1] != record["current"]:
             raise ValueError(f"the weights in {folder} are not those that {checkpoint} was trained against")
 
-    def _check_same_start(self, record: dict[str, Any], checkpoint: str | Path) -> None:
+    def _stored(self, digest: str, checkpoint: Path) -> Path | None:
+        """The folder of a version, in the output folder of this run or of the one that the checkpoint is of."""
+        places = (self.folder / digest, checkpoint.absolute().parent / VERSIONS / digest)
+        return next((place for place in places if place.is_dir()), None)
+
+    def _check_same_start(self, record: dict[str, Any], checkpoint: Path) -> None:
         if record["initial"] == self._initial:
             return
-        stored = self.folder / record["initial"]
+        if record["identity"] and record["identity"] == self.reference.identity():
+            self._initial = record["initial"]  # the same adapter with other first weights, which are loaded next
+            return
+        stored = self._stored(record["initial"], checkpoint)
         way = "make the trainer with the model that the run began with"
-        if stored.is_dir() and (stored / "config.json").is_file():
+        if stored is not None and (stored / "config.json").is_file():
             way += f", or pass reference_model={str(stored)!r}, which is the run's"
         raise ValueError(
             f"{checkpoint} was trained against another reference: {record['description']} (hash "
