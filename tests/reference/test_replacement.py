@@ -195,7 +195,7 @@ def test_versions_are_stored_once_and_dropped_when_no_checkpoint_needs_them(tmp_
     records = [json.loads((tmp_path / f"checkpoint-{step}" / RECORD).read_text()) for step in (6, 7)]
     assert [record["version"] for record in records] == [2, 3]
     kept = {folder.name for folder in (tmp_path / VERSIONS).iterdir()}
-    assert kept == {records[0]["initial"], *(record["current"] for record in records)}
+    assert kept == {records[0]["initial"], *(record["stored"] for record in records)}
 
 
 def test_a_half_trained_model_as_reference_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -78,7 +78,11 @@ class AdapterReference(Reference):
         """See :meth:`Reference.digest`; that of a frozen copy of the base, where the adapters have no effect."""
         if self._state is None or (self._inert and self.version == 0):
             return self._base()
-        return json_digest([self.identity(), tensors_digest(self._state)])
+        return self.weights_name()
+
+    def weights_name(self) -> str:
+        """See :meth:`Reference.weights_name`; weights without effect are weights too."""
+        return json_digest([self.identity(), tensors_digest(self.weights())])
 
     def weights(self) -> dict[str, Tensor]:
         """See :meth:`Reference.weights`."""

@@ -82,8 +82,15 @@ class Reference(ABC):
         return {}
 
     def identity(self) -> str:
-        """A hash of what it computes with apart from :meth:`weights`; with equal ones :meth:`load` takes it over."""
+        """A hash of what it computes with apart from :meth:`weights`; with equal ones :meth:`load` takes it over.
+
+        Empty for a reference whose digest says all.
+        """
         return ""
+
+    def weights_name(self) -> str:
+        """A name for :meth:`weights`, by which they are stored."""
+        return self.digest()
 
     # Replacement, and what a resume needs ------------------------------------------------------------------------
 

@@ -36,8 +36,8 @@ class ReferenceVersions:
         self.reference = reference
         self.refresh = refresh
         self.folder = Path(output_dir) / VERSIONS
-        self._initial = reference.digest()
-        self._digest = (reference.version, self._initial)
+        self._names = self._named()
+        self._initial = self._names[1]
 
     def restore(self, checkpoint: str | Path) -> None:
         """Bring the reference to where it was at a checkpoint.
@@ -55,20 +55,21 @@ class ReferenceVersions:
             return
         record = json.loads(file.read_text())
         self._check_same_start(record, Path(checkpoint))
-        if record["current"] != self._current() or self.reference.identity():  # an adapter's first weights are random
+        if record["current"] != self._current()[0] or record["stored"] != self._current()[1]:
             self._load(record, Path(checkpoint))
 
     def save(self, checkpoint: str | Path) -> None:
         """Write what a resume needs to know into a checkpoint, and new weights to disk; by one process only."""
         self._prune()
         checkpoint = Path(checkpoint)
-        current = self._current()
+        current, stored = self._current()
         average = self.refresh is not None and self.refresh.mixup < 1 and self.reference.version > 0
         record = {
             "description": self.reference.description,
             "initial": self._initial,
             "identity": self.reference.identity(),
             "current": current,
+            "stored": stored,
             "version": self.reference.version,
             "replaced_after_step": 0 if self.refresh is None else self.refresh.step,
             "with_checkpoint": average,
@@ -77,35 +78,41 @@ class ReferenceVersions:
             if average:
                 self.reference.save(checkpoint / _IN_CHECKPOINT)
             else:
-                self._store(current)
+                self._store(stored)
         (checkpoint / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
     def _prune(self) -> None:
         """Delete versions that no checkpoint of the run needs any more."""
         if not self.folder.is_dir():
             return
-        needed = {self._initial, self._current()}
+        needed = {self._initial, *self._current()}
         for file in self.folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{RECORD}"):
             record = json.loads(file.read_text())
-            needed |= {record["initial"], record["current"]}
+            needed |= {record["initial"], record["stored"]}
         for version in self.folder.iterdir():
             if version.is_dir() and version.name not in needed:
                 shutil.rmtree(version)
 
-    def _current(self) -> str:
-        if self._digest[0] != self.reference.version:
-            self._digest = (self.reference.version, self.reference.digest())
-        return self._digest[1]
+    def _current(self) -> tuple[str, str]:
+        """The digest of the reference, and the name of its weights."""
+        if self._names[0] != self.reference.version:
+            self._names = self._named()
+        return self._names[1:]
 
-    def _store(self, digest: str) -> None:
-        """Write the reference's weights under their hash, unless they are there; complete or not at all."""
-        if (self.folder / digest).is_dir():
+    def _named(self) -> tuple[int, str, str]:
+        digest = self.reference.digest()
+        # Weights that have no effect yet, those of a new adapter, do not count for the digest.
+        return self.reference.version, digest, self.reference.weights_name() if self.reference.identity() else digest
+
+    def _store(self, name: str) -> None:
+        """Write the reference's weights under their name, unless they are there; complete or not at all."""
+        if (self.folder / name).is_dir():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder))  # _prune() removes what a kill leaves
         self.reference.save(scratch)
         scratch.chmod(0o755)  # mkdtemp lets nobody else read
-        scratch.rename(self.folder / digest)
+        scratch.rename(self.folder / name)
 
     def _load(self, record: dict[str, Any], checkpoint: Path) -> None:
         if not self.reference.has_state or (self.refresh is None and record["version"] > 0):
@@ -117,9 +124,9 @@ class ReferenceVersions:
             )
         folder = checkpoint / _IN_CHECKPOINT
         if not record["with_checkpoint"]:
-            folder = self._stored(record["current"], checkpoint) or self.folder / record["current"]
-        if not folder.is_dir() and record["version"] == 0 and record["current"] == self._current():
-            return  # the run had nothing to store
+            folder = self._stored(record["stored"], checkpoint) or self.folder / record["stored"]
+        if not folder.is_dir() and record["current"] == self._current()[0]:
+            return  # the run had no weights to store
         if not folder.is_dir():
             raise ValueError(
                 f"the reference of {checkpoint} has weights of its own, which should be in {folder}; they are not "
@@ -129,13 +136,13 @@ class ReferenceVersions:
         self.reference.version = record["version"]
         if self.refresh is not None:
             self.refresh.step = record["replaced_after_step"]
-        self._digest = (self.reference.version, self.reference.digest())
-        if self._digest[1] != record["current"]:
+        self._names = self._named()
+        if self._current()[0] != record["current"]:
             raise ValueError(f"the weights in {folder} are not those that {checkpoint} was trained against")
 
-    def _stored(self, digest: str, checkpoint: Path) -> Path | None:
+    def _stored(self, name: str, checkpoint: Path) -> Path | None:
         """The folder of a version, in the output folder of this run or of the one that the checkpoint is of."""
-        places = (self.folder / digest, checkpoint.absolute().parent / VERSIONS / digest)
+        places = (self.folder / name, checkpoint.absolute().parent / VERSIONS / name)
         return next((place for place in places if place.is_dir()), None)
 
     def _check_same_start(self, record: dict[str, Any], checkpoint: Path) -> None:
