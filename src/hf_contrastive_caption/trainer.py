@@ -243,7 +243,9 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
         tensors = [*self.captioner.model.parameters(), *self.captioner.model.buffers(), *own.values()]
         with torch.no_grad():
             for tensor in tensors:
-                torch.distributed.broadcast(tensor, src=0)
+                first = tensor.contiguous()  # mostly itself
+                torch.distributed.broadcast(first, src=0)
+                tensor.copy_(first)
 
     def save_extra(self, folder: Path) -> None:
         """See :class:`AtomicCheckpoints`; notes which reference the checkpoint belongs to."""
