@@ -31,6 +31,7 @@ def test_switches_act_on_all_blocks_and_change_no_loss(monkeypatch: pytest.Monke
     size = script.QUICK_SIZES["small"]
     plain, checkpointed = script.build(size), script.checkpointed(script.build(size))
     assert len(list(script.layers(plain.model))) == 2  # one of each
+    checkpointed.scorer("packed")  # with forwards of its own
     calls = []
     for layer in script.layers(checkpointed.model):
         next(iter(layer.children())).register_forward_hook(lambda *given: calls.append(1))
