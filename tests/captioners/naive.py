@@ -27,6 +27,18 @@ def log_probs(model: nn.Module, images: dict[str, Tensor], captions: CaptionBatc
     return torch.stack([tokens.sum() for tokens in token_log_probs(model, images, captions)])
 
 
+def log_probs_of(model: nn.Module, images: dict[str, Tensor], captions: CaptionBatch) -> Tensor:
+    """ln p(caption | image) of a model with ``config.decoder_start_token_id``, whatever its tokens, (n_captions,)."""
+    scores = []
+    sentences = captions["input_ids"].split(captions["lengths"].tolist())
+    for ids, image in zip(sentences, captions["image_index"].tolist(), strict=True):
+        one = {name: value[image : image + 1] for name, value in images.items()}
+        inputs = torch.tensor([[model.config.decoder_start_token_id, *ids[:-1].tolist()]])
+        logits = model(**one, decoder_input_ids=inputs, use_cache=False).logits[0]
+        scores.append(logits.log_softmax(-1)[torch.arange(len(ids)), ids].sum())
+    return torch.stack(scores)
+
+
 def gradients(model: nn.Module, scores: Tensor) -> dict[str, Tensor]:
     """Gradients of a fixed weighted sum of the scores with respect to all parameters that have one."""
     weights = torch.linspace(-1.0, 1.5, scores.shape[0], dtype=scores.dtype)

@@ -45,6 +45,11 @@ class PrefixTrie(NamedTuple):
         """The trie with its tensors on a device."""
         return PrefixTrie(*(value.to(device) for value in self))
 
+    def parents(self) -> Tensor:
+        """The node before each node, (n_nodes,); that of the root is the root itself."""
+        before = self.mask & (self.depth[:, None] - 1 == self.depth)  # (n_nodes, n_nodes)
+        return before.to(torch.uint8).argmax(dim=1)
+
     def sum_paths(self, edge_values: Tensor) -> Tensor:
         """Sum values of edges along every caption: (n_images, n_edges) to (n_images, n_captions), in float64."""
         values = edge_values.double().index_select(1, self.paths)  # (n_images, n_tokens)

@@ -1,0 +1,64 @@
+"""Show and Tell: a CNN's image vector is the first word that an LSTM reads.
+
+Oriol Vinyals, Alexander Toshev, Samy Bengio and Dumitru Erhan, "Show and Tell: A Neural Image Caption Generator", CVPR
+2015, arXiv 1411.4555, section 3; the model that NeuralTalk2 trains. Written from the equations of the paper.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from hf_contrastive_caption.models.ragged import pack, unpack
+from hf_contrastive_caption.models.recurrent import (
+    DecoderOutput,
+    RecurrentCaptionerConfig,
+    RecurrentCaptionerModel,
+    RecurrentDecoder,
+    RecurrentState,
+)
+
+
+class ShowAndTellConfig(RecurrentCaptionerConfig):
+    """Config of :class:`ShowAndTell`; see :class:`RecurrentCaptionerConfig` for its settings."""
+
+    model_type = "show-and-tell"
+
+
+class ShowAndTellDecoder(RecurrentDecoder):
+    """Equations 10 to 12 of the paper: x_(-1) = W_i CNN(I), x_t = W_e S_t, p_(t+1) = softmax(W LSTM(x_t))."""
+
+    def __init__(self, config: RecurrentCaptionerConfig, vision_width: int) -> None:
+        super().__init__(config, vision_width)
+        self.image = nn.Linear(vision_width, config.embedding_size)
+        self.lstm = nn.LSTM(config.embedding_size, config.hidden_size, config.num_hidden_layers, batch_first=True)
+
+    def start(self, features: Tensor) -> RecurrentState:
+        """See :meth:`RecurrentDecoder.start`: the state behind the image, (n_images, 1, width), and before a word."""
+        _, (hidden, cell) = self.lstm(self.image(features))
+        return RecurrentState(hidden, cell)
+
+    def forward(
+        self, features: Tensor, input_ids: Tensor, lengths: list[int], image_index: Tensor, state: RecurrentState
+    ) -> DecoderOutput:
+        """See :meth:`RecurrentDecoder.forward`."""
+        words = self.dropout(self.embedding(input_ids))  # (n_tokens, embedding_size)
+        packed = pack(words, lengths)
+        outputs, (hidden, cell) = self.lstm(packed, (state.hidden, state.cell))
+        flat = unpack(outputs)  # (n_tokens, hidden_size)
+        return DecoderOutput(self.dropout(flat), RecurrentState(hidden, cell))
+
+
+class ShowAndTell(RecurrentCaptionerModel):
+    """Captions images with an LSTM that is told the image once, as its first input.
+
+    The image is the mean over the positions of the vision model's last feature map.
+    """
+
+    config_class = ShowAndTellConfig
+    decoder_class = ShowAndTellDecoder
+    pooled = True
+
+
+AutoConfig.register(ShowAndTellConfig.model_type, ShowAndTellConfig)
+AutoModelForImageTextToText.register(ShowAndTellConfig, ShowAndTell)
