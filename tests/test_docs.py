@@ -23,7 +23,15 @@ def python_blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/training.md", "docs/index.md", "docs/evaluation.md", "docs/metrics.md"]
+    "page",
+    [
+        "README.md",
+        "docs/training.md",
+        "docs/index.md",
+        "docs/evaluation.md",
+        "docs/metrics.md",
+        "docs/paper_models.md",
+    ],
 )
 def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -92,6 +92,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             stream goes round until ``max_steps``.
         dataset_num_proc: Processes for tokenizing the captions.
         max_caption_tokens: Longest caption in tokens, the end token included; the decoder's positions if not given.
+        prompt: What a chat model is asked, ``"Describe the image."`` for one; it stands before each caption in the way
+            of the model's chat template and is not scored. Refused for a model that takes none.
         packing: How captions are laid out, ``"auto"``, ``"packed"`` or ``"repeated"``; see :class:`Captioner`.
         max_logits_bytes: Largest size of the logits that are held at one time.
         freeze_vision_encoder: Freeze the vision encoder of the target. A reference with the same one (a copy, the same
@@ -142,6 +144,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     stream_sharding: str = field(default="auto", metadata={"help": "'auto', 'shards' or 'replicate'."})
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes for tokenizing."})
     max_caption_tokens: int | None = field(default=None, metadata={"help": "Longest caption in tokens."})
+    prompt: str | None = field(default=None, metadata={"help": "What a chat model is asked before its caption."})
     packing: str = field(default="auto", metadata={"help": "'auto', 'packed' or 'repeated'."})
     max_logits_bytes: int = field(default=DEFAULT_MAX_LOGITS_BYTES, metadata={"help": "Bytes of logits held at once."})
     freeze_vision_encoder: bool = field(default=False, metadata={"help": "Freeze the vision encoder."})

@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
+from hf_contrastive_caption.captioners.registry import takes_prompt
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.data import CaptionData, ContrastiveCaptionDataset, ContrastiveCaptionStream
 from hf_contrastive_caption.data.dataset import warn_of_cut_captions
@@ -80,8 +81,9 @@ def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionCo
         arguments: dict[str, Any] = {}
         if argument == "model" and isinstance(args.model_init_kwargs, dict):
             arguments = args.model_init_kwargs
-        processing_class = load_processing(model, **arguments) if processing_class is None else processing_class
-        model = load_model(model, **arguments)
+        name, model = model, load_model(model, **arguments)
+        if processing_class is None:
+            processing_class = load_processing(name, whole=takes_prompt(model), **arguments)
     if argument == "model":
         check_trainable(model)
     if processing_class is None:
@@ -92,6 +94,7 @@ def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionCo
     captioner = captioner_for(
         model,
         processing_class,
+        prompt=args.prompt if argument == "model" or takes_prompt(model) else None,
         packing=args.packing,  # type: ignore[arg-type]  # checked by the config
         max_logits_bytes=args.max_logits_bytes,
     )

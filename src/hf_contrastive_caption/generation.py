@@ -55,7 +55,7 @@ def caption_images(
             open.
         TypeError: If the model cannot generate, or ``images`` is not what is accepted.
     """
-    captioner = _with_generate(model)
+    base = _with_generate(model)
     if batch_size < 1:
         raise ValueError(f"Got batch_size={batch_size}. Accepted: 1 or more.")
     if generate_kwargs.get("num_return_sequences", 1) != 1:
@@ -63,17 +63,17 @@ def caption_images(
             f"Got num_return_sequences={generate_kwargs['num_return_sequences']}, but each image gets one caption "
             "here. Call model.generate for more."
         )
-    if not isinstance(processor, CaptionProcessor):
-        processor = captioner_for(model, processor).processor
+    captioner = captioner_for(model, processor)
+    processor = captioner.processor
     arguments = _generate_arguments(processor, generate_kwargs)
     items = iterate_images(images)
     captions: list[str] = []
-    with evaluation_mode(captioner), torch.no_grad():
+    with evaluation_mode(base), torch.no_grad():
         with tqdm(total=_length(items), desc="captions", disable=not progress) as bar:
             for batch in _batches(items, batch_size):
                 opened = [open_numbered(image, len(captions) + offset) for offset, image in enumerate(batch)]
-                inputs = _placed(processor.process_images(opened), captioner)
-                sequences = captioner.generate(**inputs, **arguments)  # (n_images, n_tokens)
+                inputs = _placed(processor.process_images(opened), base)
+                sequences = captioner.generate(inputs, **arguments)  # (n_images, n_tokens)
                 captions += processor.decode(sequences)
                 bar.update(len(batch))
     return captions

@@ -9,11 +9,15 @@ import torch
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
+
+import hf_contrastive_caption.models  # noqa: F401  # registers the paper's models with the Auto classes
 
 _WHERE_FROM = ("revision", "cache_dir", "token", "local_files_only", "force_download", "trust_remote_code")
 """Arguments of ``from_pretrained`` that hold for the files beside the weights as well."""
@@ -34,16 +38,22 @@ def load_model(name: str, **model_init_kwargs: Any) -> PreTrainedModel:
     return model
 
 
-def load_processing(name: str, **model_init_kwargs: Any) -> tuple[PreTrainedTokenizerBase, BaseImageProcessor]:
-    """Load the tokenizer and the image processor of a captioner.
+def load_processing(
+    name: str, *, whole: bool = False, **model_init_kwargs: Any
+) -> tuple[PreTrainedTokenizerBase, BaseImageProcessor] | ProcessorMixin:
+    """Load the tokenizer and the image processor of a captioner, or the processor that has both.
 
     The common captioner repositories have no processor class, and ``AutoProcessor`` gives only their tokenizer.
 
     Args:
         name: Repository on the Hub or folder.
+        whole: Load the one processor of a chat model, which also knows how a prompt is written.
         **model_init_kwargs: As for :func:`load_model`; those that say where files come from are used.
     """
     where = {key: value for key, value in model_init_kwargs.items() if key in _WHERE_FROM}
+    if whole:
+        processor: ProcessorMixin = AutoProcessor.from_pretrained(name, **where)
+        return processor
     return AutoTokenizer.from_pretrained(name, **where), AutoImageProcessor.from_pretrained(name, **where)
 
 

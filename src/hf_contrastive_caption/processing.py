@@ -68,6 +68,18 @@ class CaptionProcessor:
             raise TypeError(f"tokenize takes a list of captions, but was given one text; pass [{captions!r}]")
         if not captions:
             return TokenizedCaptions([], [])
+        input_ids, cut = [], []
+        for ids in self._encode(captions):
+            closed = ids if ids and ids[-1] == self.end_token_id else [*ids, self.end_token_id]
+            too_long = self.max_caption_tokens is not None and len(closed) > self.max_caption_tokens
+            if too_long:
+                assert self.max_caption_tokens is not None
+                closed = [*closed[: self.max_caption_tokens - 1], self.end_token_id]
+            input_ids.append(closed)
+            cut.append(too_long)
+        return TokenizedCaptions(input_ids, cut)
+
+    def _encode(self, captions: Sequence[str]) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(
             list(captions),
             add_special_tokens=self.add_special_tokens,
@@ -77,16 +89,12 @@ class CaptionProcessor:
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
-        input_ids, cut = [], []
-        for ids in encoded:
-            closed = ids if ids and ids[-1] == self.end_token_id else [*ids, self.end_token_id]
-            too_long = self.max_caption_tokens is not None and len(closed) > self.max_caption_tokens
-            if too_long:
-                assert self.max_caption_tokens is not None
-                closed = [*closed[: self.max_caption_tokens - 1], self.end_token_id]
-            input_ids.append(closed)
-            cut.append(too_long)
-        return TokenizedCaptions(input_ids, cut)
+        return encoded
+
+    @property
+    def processing_class(self) -> Any:
+        """What a captioner of the same tokenizer and image processor can be made of, see :func:`captioner_for`."""
+        return self.tokenizer, self.image_processor
 
     def process_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Turn RGB images into what the vision encoder takes.

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, caption_batch, captioner_for
-from hf_contrastive_caption.captioners.cross_attention import position_limit
+from hf_contrastive_caption.captioners.settings import position_limit
 from tests import tiny
 from tests.captioners import naive
 

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
 from hf_contrastive_caption.captioners import Captioner, caption_batch, captioner_for
 from hf_contrastive_caption.captioners.base import TrieScorer
-from hf_contrastive_caption.captioners.cross_attention import CrossAttentionCaptioner
+from hf_contrastive_caption.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hf_contrastive_caption.captioners.packing import sum_by_caption
 from hf_contrastive_caption.captioners.pairs import PairScorer
 from hf_contrastive_caption.captioners.tries import PrefixTrie, prefix_trie
@@ -251,7 +251,7 @@ def test_the_model_is_left_as_it_was(decoder: tiny.DecoderName) -> None:
     assert [module.training for module in model.modules()] == modes
 
 
-class Wrong(CrossAttentionCaptioner):
+class Wrong(EncoderDecoderCaptioner):
     """Its tries are off by a little, not numbers, refused, or none at all."""
 
     fault: float | Exception | None = 0.0

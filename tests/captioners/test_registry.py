@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_contrastive_caption.captioners import (
-    CrossAttentionCaptioner,
+    EncoderDecoderCaptioner,
     caption_batch,
     captioner_for,
     register_captioner,
@@ -37,7 +37,7 @@ class TestProcessingClass:
         tokenizer, image_processor = tiny.processing()
         for pair in ((tokenizer, image_processor), (image_processor, tokenizer), [image_processor, tokenizer]):
             captioner = captioner_for(tiny.captioner_model(), pair)
-            assert isinstance(captioner, CrossAttentionCaptioner)
+            assert isinstance(captioner, EncoderDecoderCaptioner)
             assert captioner.processor.tokenizer is tokenizer
             assert captioner.processor.image_processor is image_processor
 
@@ -149,7 +149,7 @@ class MyConfig(VisionEncoderDecoderConfig):
     model_type = "my-captioner"
 
 
-class MyCaptioner(CrossAttentionCaptioner):
+class MyCaptioner(EncoderDecoderCaptioner):
     """Scores twice as high."""
 
     def gather(self, outputs: Any, captions: Any, rows: Any) -> Any:
@@ -166,11 +166,11 @@ class TestRegisterCaptioner:
         model = tiny.captioner_model()
         model.config = MyConfig(**model.config.to_dict())
         plain = captioner_for(model, tiny.processing())
-        assert type(plain) is CrossAttentionCaptioner
+        assert type(plain) is EncoderDecoderCaptioner
         register_captioner(MyConfig, MyCaptioner)
         mine = captioner_for(model, tiny.processing())
         assert type(mine) is MyCaptioner
-        assert type(captioner_for(tiny.captioner_model(), tiny.processing())) is CrossAttentionCaptioner
+        assert type(captioner_for(tiny.captioner_model(), tiny.processing())) is EncoderDecoderCaptioner
         mine.verified = True  # the plain twin would disagree by a factor of two
         batch = caption_batch([[7, 8, tiny.EOS]], [0])
         images = tiny.pixel_values(1)

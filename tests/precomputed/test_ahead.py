@@ -64,6 +64,21 @@ def test_shards_give_back_what_was_written(tmp_path: Path) -> None:
         store.read(5, 6)
 
 
+def test_items_of_different_sizes_are_refused(tmp_path: Path) -> None:
+    bounds = np.array([0, 2])
+    with pytest.raises(ValueError, match=r"value has different sizes for different images \(\(3,\), \(4,\)\)"):
+        fill_shards(
+            [0],
+            bounds,
+            lambda numbers: torch.zeros(1, 3 + numbers[0]),
+            lambda batch: {"value": batch},
+            ShardStore(tmp_path, "key", bounds).write,
+            batch_size=1,
+            num_workers=0,
+            progress=None,
+        )
+
+
 def test_a_shard_of_something_else_is_refused(tmp_path: Path) -> None:
     bounds = np.array([0, 2])
     ShardStore(tmp_path, "old", bounds).write(0, {"value": torch.zeros(2)})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.generic import ModelOutput
 
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
@@ -54,10 +54,13 @@ class Captioner(ABC):
         head: ``"fused"`` (log-probabilities come out of the model in place of logits) or ``"logits"`` (a decoder
             that changes its logits after the projection).
         verified: Whether :meth:`verify` has run.
+        takes_prompt: Whether the family asks for a caption with a prompt, in which case its processor is made by
+            :meth:`make_prompt_processor`.
         start_token_id: The token from which the first token of a caption is predicted; set by a family with tries.
     """
 
     start_token_id: int
+    takes_prompt: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -94,6 +97,19 @@ class Captioner(ABC):
             ValueError: If the tokenizer has no end token, or the model cannot caption.
         """
 
+    @classmethod
+    def make_prompt_processor(
+        cls, model: PreTrainedModel, processor: ProcessorMixin, prompt: str | None
+    ) -> CaptionProcessor:
+        """The processor of a family that takes a prompt.
+
+        Args:
+            model: The captioner.
+            processor: Its whole processor, with tokenizer, image processor and the way that a prompt is written.
+            prompt: What the user asks for; ``None`` for the image alone.
+        """
+        raise NotImplementedError(f"{cls.__name__} takes no prompt")
+
     @abstractmethod
     def rows(self, images: Images, captions: CaptionBatch) -> DecoderRows:
         """Lay the captions out in decoder rows by ``self.layout``."""
@@ -129,6 +145,20 @@ class Captioner(ABC):
         One forward per caption without padding, packing or hooks, logits read from the outputs: the naive twin with
         which :meth:`verify` compares the quick ways.
         """
+
+    def generate(self, images: Images, **arguments: Any) -> Tensor:
+        """Caption images by the model's own ``generate``; adapters take part.
+
+        Args:
+            images: What the image processor gives, on the model's device and in its dtype.
+            **arguments: Arguments of ``generate``.
+
+        Returns:
+            Token ids, (n_images, n_tokens), without a prompt.
+        """
+        model: Any = self.base_model  # generate types its self
+        sequences: Tensor = model.generate(**images, **arguments)
+        return sequences
 
     @property
     def vision(self) -> nn.Module | None:

@@ -7,22 +7,49 @@ from typing import Any
 from torch import nn
 from transformers import (
     BaseImageProcessor,
+    Blip2Config,
+    BlipConfig,
+    Gemma3Config,
+    GitConfig,
+    Idefics3Config,
+    LlavaConfig,
+    PaliGemmaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    SmolVLMConfig,
     VisionEncoderDecoderConfig,
 )
 
 from hf_contrastive_caption.captioners.base import Captioner, Packing, _is_peft
-from hf_contrastive_caption.captioners.cross_attention import CrossAttentionCaptioner
+from hf_contrastive_caption.captioners.blip import BlipCaptioner
+from hf_contrastive_caption.captioners.blip2 import Blip2Captioner
+from hf_contrastive_caption.captioners.chat import Gemma3Captioner, LlavaCaptioner, PaliGemmaCaptioner
+from hf_contrastive_caption.captioners.encoder_decoder import EncoderDecoderCaptioner
+from hf_contrastive_caption.captioners.git import GitCaptioner
+from hf_contrastive_caption.captioners.idefics3 import Idefics3Captioner
+from hf_contrastive_caption.captioners.recurrent import RecurrentCaptioner
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
+from hf_contrastive_caption.models.recurrent import RecurrentCaptionerConfig
 from hf_contrastive_caption.processing import CaptionProcessor
+from hf_contrastive_caption.prompting import PromptProcessor
 
 Processing = CaptionProcessor | ProcessorMixin | tuple[PreTrainedTokenizerBase, BaseImageProcessor]
 """How the text and image side of a model can be given: one object that has both, or a pair of them in any order."""
 
-_CAPTIONERS: dict[type[PreTrainedConfig], type[Captioner]] = {VisionEncoderDecoderConfig: CrossAttentionCaptioner}
+_CAPTIONERS: dict[type[PreTrainedConfig], type[Captioner]] = {
+    VisionEncoderDecoderConfig: EncoderDecoderCaptioner,
+    BlipConfig: BlipCaptioner,
+    Blip2Config: Blip2Captioner,
+    Gemma3Config: Gemma3Captioner,
+    GitConfig: GitCaptioner,
+    Idefics3Config: Idefics3Captioner,
+    LlavaConfig: LlavaCaptioner,
+    PaliGemmaConfig: PaliGemmaCaptioner,
+    SmolVLMConfig: Idefics3Captioner,
+    RecurrentCaptionerConfig: RecurrentCaptioner,
+}
 
 
 def register_captioner(config_class: type[PreTrainedConfig], captioner_class: type[Captioner]) -> None:
@@ -44,6 +71,7 @@ def captioner_for(
     model: nn.Module,
     processing_class: Processing | Any,
     *,
+    prompt: str | None = None,
     packing: Packing = "auto",
     max_logits_bytes: int = DEFAULT_MAX_LOGITS_BYTES,
 ) -> Captioner:
@@ -52,13 +80,15 @@ def captioner_for(
     Args:
         model: A captioning model, a ``PreTrainedModel`` or a PEFT model around one.
         processing_class: A processor with a tokenizer and an image processor, or a pair of the two (in any order), or
-            a :class:`CaptionProcessor`.
+            a :class:`CaptionProcessor`. A family that takes a prompt needs the whole processor.
+        prompt: What the model is asked, ``"Describe the image."`` for one, for chat models. It stands before each
+            caption in the way of the model's chat template and is not scored.
         packing: How captions are laid out, see :class:`Captioner`.
         max_logits_bytes: Largest size of the logits that are held at one time.
 
     Raises:
         TypeError: If no captioner is registered for the model, or the processing class lacks one of its two sides.
-        ValueError: If the model cannot caption (no cross-attention, no end token).
+        ValueError: If the model cannot caption (no cross-attention, no end token), or its family takes no prompt.
     """
     base = model.get_base_model() if _is_peft(model) else model  # type: ignore[operator]
     if not isinstance(base, PreTrainedModel):
@@ -68,10 +98,7 @@ def captioner_for(
             "with register_captioner"
         )
     captioner_class = _captioner_class(base)
-    if isinstance(processing_class, CaptionProcessor):
-        processor = processing_class
-    else:
-        processor = captioner_class.make_processor(base, *split_processing_class(processing_class))
+    processor = _processor(captioner_class, base, processing_class, prompt)
     return captioner_class(model, processor, packing=packing, max_logits_bytes=max_logits_bytes)
 
 
@@ -100,9 +127,47 @@ def split_processing_class(processing_class: Any) -> tuple[PreTrainedTokenizerBa
     return tokenizers[0], image_processors[0]
 
 
+def takes_prompt(model: nn.Module) -> bool:
+    """Whether the family of a model asks for captions with a prompt."""
+    base = model.get_base_model() if _is_peft(model) else model  # type: ignore[operator]
+    return isinstance(base, PreTrainedModel) and has_captioner(base.config) and _captioner_class(base).takes_prompt
+
+
 def has_captioner(config: PreTrainedConfig) -> bool:
     """Whether models of a config are captioners that are known."""
     return any(config_class in _CAPTIONERS for config_class in type(config).__mro__)
+
+
+def _processor(
+    captioner_class: type[Captioner], model: PreTrainedModel, processing_class: Any, prompt: str | None
+) -> CaptionProcessor:
+    if prompt is not None and not captioner_class.takes_prompt:
+        raise ValueError(
+            f"prompt={prompt!r} was given, but {type(model).__name__} writes captions without being asked; leave "
+            "prompt out"
+        )
+    if isinstance(processing_class, PromptProcessor) and prompt not in (None, processing_class.prompt):
+        raise ValueError(
+            f"prompt={prompt!r} was given beside a processor that was made for prompt={processing_class.prompt!r}; "
+            "give one of them"
+        )
+    if isinstance(processing_class, CaptionProcessor):
+        if captioner_class.takes_prompt and not isinstance(processing_class, PromptProcessor):
+            raise TypeError(
+                f"{type(model).__name__} reads a prompt beside the image, which a CaptionProcessor does not have; "
+                "pass the model's processor, as loaded by AutoProcessor, and prompt="
+            )
+        return processing_class
+    if not captioner_class.takes_prompt:
+        return captioner_class.make_processor(model, *split_processing_class(processing_class))
+    if not isinstance(processing_class, ProcessorMixin):
+        parts = processing_class if isinstance(processing_class, (tuple, list)) else [processing_class]
+        raise TypeError(
+            f"{type(model).__name__} needs its whole processor, which knows how image and prompt are written; given "
+            f"as processing_class: {[type(part).__name__ for part in parts]}. Pass AutoProcessor.from_pretrained(...)"
+        )
+    split_processing_class(processing_class)
+    return captioner_class.make_prompt_processor(model, processing_class, prompt)
 
 
 def _captioner_class(model: PreTrainedModel) -> type[Captioner]:

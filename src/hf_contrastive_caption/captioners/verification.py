@@ -156,7 +156,9 @@ def probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
         images["pixel_values"] = images["pixel_values"].to(captioner.dtype)
     tokenizer = captioner.processor.tokenizer
     # No padding among them: RoBERTa counts positions by it, and no caption contains it.
-    words = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    # Nor tokens that are special without a name, such as that of an image.
+    unnamed = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    words = np.setdiff1d(np.arange(len(tokenizer)), [*tokenizer.all_special_ids, *unnamed])
     end = captioner.processor.end_token_id
     limit = captioner.processor.max_caption_tokens or max(_PROBE_LENGTHS)
     sentences = [
@@ -173,7 +175,9 @@ def _check_causal(captioner: Captioner, images: Images, captions: CaptionBatch, 
     if length < 3:
         return
     ids = captions["input_ids"][:length].clone()
-    ids[length - 2] = (ids[length - 2] + 1) % len(captioner.processor.tokenizer)
+    # Another word of the probe: the next one in the vocabulary might be a special token, such as that of an image.
+    words = captions["input_ids"][: length - 1]
+    ids[length - 2] = words[words != ids[length - 2]][0]
     lengths, image_index = captions["lengths"][:1], captions["image_index"][:1]
     alone = CaptionBatch(input_ids=ids, lengths=lengths, image_index=image_index)
     after = captioner.reference_log_probs(images, alone)

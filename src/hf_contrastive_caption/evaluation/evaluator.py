@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES
+from hf_contrastive_caption.captioners.registry import takes_prompt
 from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
@@ -182,7 +183,8 @@ def as_captioner(model: Captioner | nn.Module | str | PathLike[str], processing_
             raise ValueError(
                 f"{name} is neither a folder nor the name of a repository on the Hub, such as 'me/my-model'"
             )
-        return captioner_for(load_model(name), processing_class or load_processing(name))
+        loaded = load_model(name)
+        return captioner_for(loaded, processing_class or load_processing(name, whole=takes_prompt(loaded)))
     if processing_class is None:
         raise TypeError(
             f"Got a {type(model).__name__} without its tokenizer and image processor; pass processing_class="

@@ -173,6 +173,9 @@ def fill_shards(
         batch_size: Numbers in a batch.
         num_workers: Workers that make batches.
         progress: What a progress bar says; ``None`` for none.
+
+    Raises:
+        ValueError: Items have tensors of different sizes.
     """
     batches = [_cut(int(bounds[shard]), int(bounds[shard + 1]), batch_size) for shard in shards]
     loader: DataLoader[Any] = DataLoader(
@@ -188,7 +191,18 @@ def fill_shards(
             for _ in of_shard:
                 pieces.append({name: value.cpu() for name, value in compute(next(made)).items()})
                 bar.update()
-            write(shard, {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
+            write(shard, {name: _put_together(name, [piece[name] for piece in pieces]) for name in pieces[0]})
+
+
+def _put_together(name: str, pieces: list[Tensor]) -> Tensor:
+    sizes = {tuple(piece.shape[1:]) for piece in pieces}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{name} has different sizes for different images ({', '.join(map(str, sorted(sizes)[:3]))}), and only "
+            "what is of one size can be kept on disk; let the image processor make images of one size, or leave "
+            "cache_vision_states out"
+        )
+    return torch.cat(pieces)
 
 
 def _cut(start: int, stop: int, size: int) -> list[list[int]]:

@@ -15,7 +15,6 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_contrastive_caption.captioners import Captioner
-from hf_contrastive_caption.captioners.registry import split_processing_class
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.fingerprints import settings_of, weights_digest
 from hf_contrastive_caption.reference.adapters import TargetReference, adapter_reference
@@ -84,7 +83,7 @@ def _given(
     """A reference that the user gives."""
     if processing_class is None and not isinstance(reference_model, (str, os.PathLike)):
         _check_same_vocabulary(reference_model, target)
-        processing_class = split_processing_class(target.processor)
+        processing_class = target.processor.processing_class
     captioner = make_captioner(reference_model, processing_class, args, "reference_model")
     shared = args.freeze_vision_encoder and _same_vision(captioner, target)
     if shared:

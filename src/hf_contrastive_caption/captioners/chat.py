@@ -1,0 +1,230 @@
+"""Chat models that are shown an image: the image's states stand at image tokens within a prompt."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
+from hf_contrastive_caption.captioners.packing import DecoderRows
+from hf_contrastive_caption.captioners.prefix import Prefix, PrefixCaptioner, packed_mask
+from hf_contrastive_caption.captioners.settings import check_vocabulary, first_given, position_limit, setting
+from hf_contrastive_caption.processing import CaptionProcessor
+from hf_contrastive_caption.prompting import PromptProcessor, SuffixProcessor, prompt_processor
+
+_OF_PROMPT = ("input_ids", "attention_mask", "token_type_ids")
+"""What comes with images but is of the prompt."""
+
+
+class ChatCaptioner(PrefixCaptioner):
+    """Scores captions as answers of a chat model, behind an image and a prompt that are not scored.
+
+    Images come with the tokens of the prompt, which the model's own processor makes: see
+    :class:`~hf_contrastive_caption.prompting.PromptProcessor`. The prompt's last token is the start token.
+
+    Attributes:
+        decoder_path: Where in the model its language model is.
+        first_position: The number from which positions are counted.
+        caption_type: What ``token_type_ids`` say of a caption, for processors that give them.
+    """
+
+    takes_prompt = True
+    decoder_path: ClassVar[str] = "model.language_model"
+    first_position: ClassVar[int] = 0
+    caption_type: ClassVar[int] = 0
+    vision_path = "model.vision_tower"
+    projection_path = "model.multi_modal_projector"
+
+    def __init__(self, model: nn.Module, processor: CaptionProcessor, **options: Any) -> None:
+        super().__init__(model, processor, **options)
+        assert isinstance(processor, PromptProcessor)
+        config = self.base_model.config
+        text = config.get_text_config(decoder=True)
+        check_vocabulary(text, processor, "model")
+        prompt = processor.process_images([Image.new("RGB", (64, 64))])["input_ids"][0]
+        self.start_token_id = int(prompt[-1])
+        if self.start_token_id == config.image_token_id:
+            raise ValueError(
+                "the prompt ends with the image, and the first word of a caption is predicted from a token of text; "
+                "use a chat template that writes something behind the image, or give a prompt"
+            )
+        self.pad_token_id = first_given(setting(text, "pad_token_id"), processor.tokenizer.pad_token_id) or 0
+        self.read_model()
+
+    @classmethod
+    def make_processor(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
+    ) -> CaptionProcessor:
+        """See :meth:`Captioner.make_processor`; :meth:`make_prompt_processor` takes its place."""
+        raise TypeError(f"{type(model).__name__} needs its whole processor, as loaded by AutoProcessor")
+
+    @classmethod
+    def make_prompt_processor(
+        cls, model: PreTrainedModel, processor: ProcessorMixin, prompt: str | None
+    ) -> CaptionProcessor:
+        """See :meth:`Captioner.make_prompt_processor`."""
+        tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        text = model.config.get_text_config(decoder=True)
+        given = (setting(model.generation_config, "eos_token_id"), setting(text, "eos_token_id"))
+        stops = next((stop for stop in (*given, tokenizer.eos_token_id) if stop is not None), None)
+        if stops is None:
+            raise ValueError(
+                f"neither the generation config of {type(model).__name__} nor its tokenizer says at which token it "
+                "stops; set model.generation_config.eos_token_id"
+            )
+        stops = stops if isinstance(stops, list) else [stops]
+        made = cls.read_prompt(processor, prompt, stops, position_limit(text))
+        return made.shortened(made.process_images([Image.new("RGB", (64, 64))])["input_ids"].shape[1])
+
+    @classmethod
+    def read_prompt(
+        cls, processor: ProcessorMixin, prompt: str | None, stops: list[int], max_tokens: int | None
+    ) -> PromptProcessor:
+        """How a prompt is written: by the chat template unless a model has a way of its own; see its arguments there.
+
+        See :func:`~hf_contrastive_caption.prompting.prompt_processor`.
+        """
+        return prompt_processor(processor, prompt, stops, max_tokens)
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """See :attr:`Captioner.decoder`."""
+        decoder = self.base_model.get_submodule(self.decoder_path)
+        assert isinstance(decoder, PreTrainedModel)
+        return decoder
+
+    def beside_states(self, images: Images) -> Images:
+        """See :meth:`PrefixCaptioner.beside_states`: the tokens of the prompt."""
+        return {name: images[name] for name in _OF_PROMPT if name in images}
+
+    def prefix(self, images: Images) -> Prefix:
+        """See :meth:`PrefixCaptioner.prefix`: image and prompt, each token seeing those before it."""
+        real = images["attention_mask"][:, :-1].bool()
+        length = real.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+        own = torch.eye(length, dtype=torch.bool, device=real.device)  # padding sees itself, so no row is empty
+        first = self.first_position
+        positions = (real.long().cumsum(1) - 1).clamp(min=0) + first
+        return Prefix(real, (causal & real[:, None]) | own, positions, real.sum(1) + first)
+
+    def text_arguments(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> dict[str, Any]:
+        """See :meth:`PrefixCaptioner.text_arguments`."""
+        if rows.packed:
+            prefix = self.packed_prefix(images)
+            positions = torch.cat([prefix.positions, prefix.first[:, None] + rows.position_ids], dim=1)
+            mask = packed_mask(prefix, rows.caption_ids, self.dtype)
+            return {
+                "input_ids": torch.cat([images["input_ids"][:, : prefix.real.shape[1]], rows.input_ids], dim=1),
+                "position_ids": positions,  # (n_images, length + width)
+                "attention_mask": self.layer_masks(mask, positions, positions),
+            }
+        of_rows = {
+            name: value.index_select(0, captions["image_index"]) for name, value in self.beside_states(images).items()
+        }
+        prefix = self.prefix(of_rows)
+        arguments = {
+            "input_ids": torch.cat([of_rows["input_ids"][:, :-1], rows.input_ids], dim=1),
+            "position_ids": torch.cat([prefix.positions, prefix.first[:, None] + rows.position_ids], dim=1),
+            "attention_mask": torch.cat([prefix.real, rows.caption_ids >= 0], dim=1).long(),
+        }
+        if "token_type_ids" in images:  # the first token of a row is the prompt's last one
+            types = torch.full_like(rows.input_ids[:, 1:], self.caption_type)
+            arguments["token_type_ids"] = torch.cat([of_rows["token_type_ids"], types], dim=1)
+        return arguments
+
+    def layer_masks(self, mask: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:
+        """See :meth:`PrefixCaptioner.layer_masks`: layers with a sliding window see as many positions back."""
+        config = self.base_model.config.get_text_config(decoder=True)
+        window, kinds = setting(config, "sliding_window"), set(setting(config, "layer_types") or ())
+        if window is None or kinds == {"full_attention"}:
+            return mask
+        far = (queries[:, :, None] - keys[:, None] >= window)[:, None]  # (n_images, 1, queries, keys)
+        near = mask.masked_fill(far, torch.finfo(mask.dtype).min)
+        return {"full_attention": mask, "sliding_attention": near} if "full_attention" in kinds else near
+
+    def plain_arguments(self, images: Images, inputs: Tensor) -> dict[str, Any]:
+        """See :meth:`PrefixCaptioner.plain_arguments`."""
+        mask = torch.cat([images["attention_mask"], torch.ones_like(inputs)], dim=1)
+        arguments = {"input_ids": torch.cat([images["input_ids"], inputs], dim=1), "attention_mask": mask}
+        if "token_type_ids" in images:
+            types = images["token_type_ids"]
+            arguments["token_type_ids"] = torch.cat([types, torch.full_like(inputs, self.caption_type)], dim=1)
+        if not mask.all():  # the model would count positions from the padding
+            arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + self.first_position
+        return {**self._pixels(images), **arguments}
+
+    def run_vision(self, images: Images) -> None:
+        """See :meth:`PrefixCaptioner.run_vision`."""
+        model: Any = self.base_model
+        model.get_image_features(**self._pixels(images))
+
+    def generate(self, images: Images, **arguments: Any) -> Tensor:
+        """See :meth:`Captioner.generate`."""
+        return super().generate(images, **arguments)[:, images["input_ids"].shape[1] :]
+
+
+class LlavaCaptioner(ChatCaptioner):
+    """Scores captions with ``LlavaForConditionalGeneration``."""
+
+
+class Gemma3Captioner(ChatCaptioner):
+    """Scores captions with ``Gemma3ForConditionalGeneration``, in which an image's tokens see each other."""
+
+    def prefix(self, images: Images) -> Prefix:
+        """See :meth:`PrefixCaptioner.prefix`."""
+        prefix = super().prefix(images)
+        image = images["token_type_ids"][:, :-1] == 1  # (n_images, length); one image, so one block
+        return prefix._replace(visible=prefix.visible | (image[:, :, None] & image[:, None]))
+
+
+class PaliGemmaCaptioner(ChatCaptioner):
+    """Scores captions with ``PaliGemmaForConditionalGeneration``: image and prompt see all of each other.
+
+    It is no chat model: its processor writes image and prompt (``"caption en"``, say) in a way of its own, and no chat
+    template is needed. Positions are counted from 1.
+    """
+
+    first_position = 1
+    caption_type = 1
+
+    @classmethod
+    def read_prompt(
+        cls, processor: ProcessorMixin, prompt: str | None, stops: list[int], max_tokens: int | None
+    ) -> PromptProcessor:
+        """See :meth:`ChatCaptioner.read_prompt`."""
+        token = processor.image_token  # type: ignore[attr-defined]
+        return SuffixProcessor(
+            tokenizer=processor.tokenizer,
+            image_processor=processor.image_processor,
+            end_token_id=stops[0],
+            max_caption_tokens=max_tokens,
+            add_special_tokens=False,
+            processor=processor,
+            prompt=prompt,
+            question=f"{token}{prompt or ''}",
+        )
+
+    def prefix(self, images: Images) -> Prefix:
+        """See :meth:`PrefixCaptioner.prefix`."""
+        prefix = super().prefix(images)
+        return prefix._replace(visible=prefix.visible | prefix.real[:, None])
+
+    def packed_prefix(self, images: Images) -> Prefix:
+        """See :meth:`PrefixCaptioner.packed_prefix`: with the prompt's last token, which those before it see.
+
+        Captions do not see it, as each begins with it.
+        """
+        prefix, real = self.prefix(images), images["attention_mask"].bool()
+        own = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+        positions = torch.cat([prefix.positions, prefix.first[:, None]], dim=1)
+        before = torch.cat([prefix.real, torch.zeros_like(real[:, :1])], dim=1)
+        return Prefix(before, real[:, None] | own, positions, prefix.first)

@@ -1,0 +1,185 @@
+"""The text and image side of captioners that are asked for a caption: models that read image and prompt as a chat.
+
+The model's own processor does what is particular to the model: the chat template says how a question about an image is
+written, and the processor puts as many image tokens into it as the image has states.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from hf_contrastive_caption.processing import CaptionProcessor, _digest
+
+_CAPTION = "hfcontrastivecaption"
+"""Stands for a caption where a template is read; no template writes it by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptProcessor(CaptionProcessor):
+    """A :class:`CaptionProcessor` whose images come with the tokens of a prompt, image tokens among them.
+
+    Args:
+        processor: The model's processor, which has the tokenizer and the image processor.
+        prompt: What the user asks, or ``None`` for the image alone.
+        question: The prompt as the chat template writes it, up to where the caption begins; the image is one token.
+        lead: What the template writes between this and a caption, mostly a space or nothing.
+    """
+
+    processor: ProcessorMixin
+    prompt: str | None
+    question: str
+    lead: str = ""
+
+    @property
+    def processing_class(self) -> Any:
+        """See :attr:`CaptionProcessor.processing_class`."""
+        return self.processor
+
+    def process_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Turn RGB images into what the model takes before a caption.
+
+        Args:
+            images: RGB images, (n_images,).
+
+        Returns:
+            The processor's tensors, n_images along the first dimension: pixels, and the prompt's ``input_ids`` and
+            ``attention_mask``, (n_images, prompt_length), padded on the left.
+
+        Raises:
+            ValueError: If the processor makes several images of one.
+        """
+        read: Any = self.processor
+        features = read(
+            images=[[image] for image in images],
+            text=[self.question] * len(images),
+            add_special_tokens=not self._starts_itself(),
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        tensors = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+        for name, value in tensors.items():
+            if len(value) != len(images):
+                raise ValueError(
+                    f"{type(read).__name__} made {len(value)} {name} of {len(images)} images, and one for each is "
+                    "scored here; switch off that it cuts images into pieces (do_pan_and_scan, do_image_splitting)"
+                )
+        return tensors
+
+    def _encode(self, captions: Sequence[str]) -> list[list[int]]:
+        """The tokens that follow the question when a caption is tokenized behind it."""
+        before = self._plain_ids([self.question])[0]
+        behind = self._plain_ids([self.question + self.lead + caption for caption in captions])
+        alone = self._plain_ids([self.lead + caption for caption in captions])
+        # A tokenizer that joins the question's end with the caption would leave no start token for it.
+        return [
+            ids[len(before) :] if ids[: len(before)] == before else own for ids, own in zip(behind, alone, strict=True)
+        ]
+
+    def _plain_ids(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _starts_itself(self) -> bool:
+        """Whether the template writes the token with which the tokenizer would begin a text."""
+        start = self.tokenizer.bos_token
+        return start is not None and self.question.startswith(start)
+
+    def shortened(self, prompt_tokens: int) -> PromptProcessor:
+        """The processor of captions that have to share the decoder's positions with a prompt.
+
+        Raises:
+            ValueError: If no position is left.
+        """
+        if self.max_caption_tokens is None:
+            return self
+        left = self.max_caption_tokens - prompt_tokens
+        if left < 2:
+            raise ValueError(
+                f"image and prompt have {prompt_tokens} tokens, and the decoder has {self.max_caption_tokens} "
+                "positions, so none is left for a caption; give a shorter prompt or smaller images"
+            )
+        return replace(self, max_caption_tokens=left)
+
+    def text_fingerprint(self) -> str:
+        """See :meth:`CaptionProcessor.text_fingerprint`; with the question that captions stand behind."""
+        return _digest([super().text_fingerprint(), self.question, self.lead])
+
+    def image_fingerprint(self) -> str:
+        """See :meth:`CaptionProcessor.image_fingerprint`; with the question that comes with the images."""
+        settings = json.loads(self.processor.to_json_string())
+        return _digest([super().image_fingerprint(), settings, self.question, super().text_fingerprint()])
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save the whole processor with its chat template; ``AutoProcessor`` loads it again."""
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuffixProcessor(PromptProcessor):
+    """A :class:`PromptProcessor` for processors that close the prompt themselves, so a caption is tokenized alone."""
+
+    def process_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """See :meth:`PromptProcessor.process_images`; without labels, which are for captions in the prompt's place."""
+        return {name: value for name, value in super().process_images(images).items() if name != "labels"}
+
+    def _encode(self, captions: Sequence[str]) -> list[list[int]]:
+        return self._plain_ids([self.lead + caption for caption in captions])
+
+
+def prompt_processor(
+    processor: ProcessorMixin, prompt: str | None, stops: Sequence[int], max_tokens: int | None
+) -> PromptProcessor:
+    """The processor of a chat model with a prompt.
+
+    Args:
+        processor: The model's processor.
+        prompt: What the user asks, or ``None``.
+        stops: Tokens at which the model stops, the first of them unless the template ends an answer with another.
+        max_tokens: Longest caption in tokens.
+
+    Raises:
+        ValueError: If there is no chat template, it has no place for the image, or the tokenizer has no padding.
+    """
+    if processor.chat_template is None:
+        raise ValueError(
+            f"the {type(processor).__name__} has no chat template, which says how an image and a prompt are written "
+            "for this model; load it with AutoProcessor.from_pretrained from a checkpoint that has one, or set "
+            "processor.chat_template"
+        )
+    tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"the {type(tokenizer).__name__} has no pad_token, and prompts with images of different sizes differ in "
+            "length; set tokenizer.pad_token, for example to tokenizer.eos_token"
+        )
+    content: list[dict[str, str]] = [{"type": "image"}]
+    if prompt is not None:
+        content.append({"type": "text", "text": prompt})
+    asked = [{"role": "user", "content": content}]
+    answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": _CAPTION}]}]
+    chat: Any = processor
+    question: str = chat.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    whole: str = chat.apply_chat_template(answered, add_generation_prompt=False, tokenize=False)
+    lead, tail = "", ""
+    if whole.startswith(question) and _CAPTION in whole:
+        lead, tail = whole[len(question) :].split(_CAPTION, 1)
+    ends = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in stops]
+    return PromptProcessor(
+        tokenizer=tokenizer,
+        image_processor=processor.image_processor,
+        end_token_id=[*ends, *stops][0],
+        max_caption_tokens=max_tokens,
+        add_special_tokens=False,
+        processor=processor,
+        prompt=prompt,
+        question=question,
+        lead=lead,
+    )
