@@ -26,12 +26,11 @@ _GATES = 5
 
 
 class AdaptiveAttentionConfig(RecurrentCaptionerConfig):
-    """Config of :class:`AdaptiveAttention`.
+    """Config of :class:`AdaptiveAttention`: that of :class:`RecurrentCaptionerConfig`, with one layer, and one more.
 
-    Args:
+    Attributes:
         attention_size: Width of the attention's hidden layer, which is as large as the number of positions, 49, in
             the paper.
-        **settings: As in :class:`RecurrentCaptionerConfig`; ``num_hidden_layers`` is 1.
     """
 
     model_type = "adaptive-attention"

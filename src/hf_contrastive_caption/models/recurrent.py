@@ -36,7 +36,7 @@ _IGNORED = -100
 class RecurrentCaptionerConfig(PreTrainedConfig):
     """What the configs of recurrent captioners have in common.
 
-    Args:
+    Attributes:
         vision_config: Config of the vision model, or a dict with its ``model_type``; a ResNet-50 if not given.
         vision_backbone: Whether the vision model is made by ``AutoBackbone``, whose last feature map is used, instead
             of ``AutoModel``, whose last hidden state is used.
