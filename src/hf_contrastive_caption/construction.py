@@ -187,9 +187,7 @@ def distinct_processors(target: Captioner, reference: Reference | None) -> list[
     if isinstance(reference, PrecomputedReference):
         return [own]  # its scores come with the data
     other = reference.processor
-    same_text = other.text_fingerprint() == own.text_fingerprint()
-    same_images = other.image_fingerprint() == own.image_fingerprint()
-    return [own] if same_text and same_images else [own, other]
+    return [own] if own.reads_like(other) else [own, other]
 
 
 def make_data(

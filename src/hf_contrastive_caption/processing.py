@@ -136,6 +136,13 @@ class CaptionProcessor:
         """A hash of the image processor's settings."""
         return _digest(json.loads(self.image_processor.to_json_string()))
 
+    def reads_like(self, other: CaptionProcessor) -> bool:
+        """Whether the other one makes the same of captions and of images."""
+        return (
+            self.text_fingerprint() == other.text_fingerprint()
+            and self.image_fingerprint() == other.image_fingerprint()
+        )
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save tokenizer **and** image processor; ``AutoTokenizer`` and ``AutoImageProcessor`` load them again."""
         self.tokenizer.save_pretrained(save_directory, **kwargs)

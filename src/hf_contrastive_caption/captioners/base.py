@@ -22,7 +22,7 @@ from hf_contrastive_caption.captioners.determinism import (
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
 from hf_contrastive_caption.captioners.tries import PrefixTrie
 from hf_contrastive_caption.captioners.verification import exact_tries, probe, verify
-from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
+from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES, log_softmax_of
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.sharding import check_tied_weights, is_sharded, resharded
 
@@ -123,10 +123,6 @@ class Captioner(ABC):
         """A context in which the model's call gives log-probabilities by the current layout and head."""
 
     @abstractmethod
-    def gather(self, outputs: ModelOutput, captions: CaptionBatch, rows: DecoderRows) -> Tensor:
-        """Log-probability of each caption token, (n_tokens,), from the model's outputs."""
-
-    @abstractmethod
     def encode(self, images: Images) -> Images:
         """Run the vision side once, without gradients; the result can stand for ``images`` in :meth:`log_probs`.
 
@@ -190,6 +186,13 @@ class Captioner(ABC):
             max_logits_bytes: Largest size of the logits that are held at one time; the captioner's if not given.
         """
         return None
+
+    def gather(self, outputs: ModelOutput, captions: CaptionBatch, rows: DecoderRows) -> Tensor:
+        """Log-probability of each caption token, (n_tokens,), which are the logits, or made of them, by the head."""
+        logits: Tensor = outputs["logits"]
+        if self.head == "fused":
+            return logits.view(-1)
+        return log_softmax_of(logits.flatten(0, -2).index_select(0, rows.source), captions["input_ids"])
 
     # What every family gives ------------------------------------------------------------------------------------
 

@@ -140,13 +140,6 @@ class CrossAttentionCaptioner(Captioner):
                 )
             yield
 
-    def gather(self, outputs: ModelOutput, captions: CaptionBatch, rows: DecoderRows) -> Tensor:
-        """See :meth:`Captioner.gather`."""
-        logits: Tensor = outputs["logits"]
-        if self.head == "fused":
-            return logits.view(-1)
-        return log_softmax_of(logits.flatten(0, 1).index_select(0, rows.source), captions["input_ids"])
-
     def reference_log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Captioner.reference_log_probs`."""
         scores = []

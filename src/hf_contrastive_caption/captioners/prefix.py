@@ -167,13 +167,6 @@ class PrefixCaptioner(Captioner):
                 )
             yield
 
-    def gather(self, outputs: ModelOutput, captions: CaptionBatch, rows: DecoderRows) -> Tensor:
-        """See :meth:`Captioner.gather`."""
-        logits: Tensor = outputs["logits"]
-        if self.head == "fused":
-            return logits.view(-1)
-        return log_softmax_of(logits.flatten(0, 1).index_select(0, rows.source), captions["input_ids"])
-
     def reference_log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Captioner.reference_log_probs`."""
         scores = []
@@ -219,9 +212,8 @@ class PrefixCaptioner(Captioner):
 
     def _prefilled(self, states: Images) -> DynamicCache:
         """Keys and values of the images and their prompts, in all layers."""
-        cache = (
-            DynamicCache()
-        )  # without the config, so that layers with a window keep all: the mask says what they see
+        # Without the config, so that layers with a window keep all: the mask says what they see.
+        cache = DynamicCache()
         nothing = torch.empty(self.prefix(states).real.shape[0], 0, dtype=torch.long, device=self.device)
         arguments = {**self._pixels(states), **self.plain_arguments(states, nothing)}
         with ExitStack() as opened, torch.no_grad():

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils.generic import ModelOutput
 
 from hf_contrastive_caption.captioners.base import Captioner, TrieScorer
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
@@ -135,13 +134,6 @@ class RecurrentCaptioner(Captioner):
             return
         with log_probs_instead_of_logits(self._vocabulary, rows.source, captions["input_ids"], self.max_logits_bytes):
             yield
-
-    def gather(self, outputs: ModelOutput, captions: CaptionBatch, rows: DecoderRows) -> Tensor:
-        """See :meth:`Captioner.gather`."""
-        logits: Tensor = outputs["logits"]
-        if self.head == "fused":
-            return logits.view(-1)
-        return log_softmax_of(logits.flatten(0, -2).index_select(0, rows.source), captions["input_ids"])
 
     def reference_log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Captioner.reference_log_probs`."""

@@ -64,6 +64,11 @@ class ComputedAhead:
                 "they would be opened all the same. Set precompute_reference=True as well, or leave the option out"
             )
 
+    @property
+    def _active(self) -> bool:
+        """Whether anything is computed ahead."""
+        return self._args.cache_vision_states or self._reference is not None
+
     def attach(self, data: CaptionData, epochs: Sequence[int] = ()) -> CaptionData:
         """A data set that reads from disk what is computed ahead.
 
@@ -74,7 +79,7 @@ class ComputedAhead:
         Raises:
             ValueError: It has augmentation, or is a stream.
         """
-        if not self._args.cache_vision_states and self._reference is None:
+        if not self._active:
             return data
         self.check(data, evaluation=not epochs)
         assert isinstance(data, ContrastiveCaptionDataset)
@@ -100,7 +105,7 @@ class ComputedAhead:
         Raises:
             ValueError: It has augmentation, is a stream, or draws anew at every evaluation.
         """
-        if not self._args.cache_vision_states and self._reference is None:
+        if not self._active:
             return
         option = "precompute_reference" if self._reference is not None else "cache_vision_states"
         if isinstance(data, ContrastiveCaptionStream):
@@ -114,7 +119,6 @@ class ComputedAhead:
                 f"{option} was asked for together with augmentation, which changes an image in every epoch and with "
                 "it all that could be computed ahead. Leave one of them out"
             )
-
         if evaluation and not data.evaluation and self._reference is not None:
             raise ValueError(
                 "precompute_reference needs an evaluation data set that draws the same captions every time; make it "
@@ -146,9 +150,7 @@ class ComputedAhead:
         self, data: ContrastiveCaptionDataset, reference: PrecomputedReference, epochs: list[int]
     ) -> ReferenceScores:
         processor = reference.processor
-        if processor.text_fingerprint() != data.processors[0].text_fingerprint() or (
-            processor.image_fingerprint() != data.processors[0].image_fingerprint()
-        ):
+        if not processor.reads_like(data.processors[0]):
             n_cut = data.n_cut[0]
             data = data.with_processors([processor])
             warn_of_cut_captions(n_cut, *data.n_cut)

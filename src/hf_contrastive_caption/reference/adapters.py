@@ -190,8 +190,8 @@ class TargetReference(Reference):
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Take the adapters of a PEFT model out, and put them back with every weight taking gradients as it did.
 
-    What ``PeftModel.disable_adapter`` does, in a tenth of its time, which counts in every step; and PEFT would let all
-    weights of the active adapters train when it puts them back, also those that were frozen.
+    What ``PeftModel.disable_adapter`` does, without its report on all adapters, which would be made in every step; and
+    PEFT would let all weights of the active adapters train when it puts them back, also those that were frozen.
     """
     trained = {weight: weight.requires_grad for weight in model.parameters()}
     layers = [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]

@@ -68,7 +68,7 @@ class FrozenReference(Reference):
                 "reference_refresh does not work with a PEFT model as reference_model; leave reference_model out, so "
                 "that the reference is the model with its adapters as they are"
             )
-        own = _tensors(self.captioner.model)
+        own = self.weights()
         theirs = _tensors(target.model)
         differ = [name for name in own.keys() | theirs.keys() if _shape(own, name) != _shape(theirs, name)]
         if differ:
