@@ -24,15 +24,29 @@ from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.captioners.pairs import PairScorer
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor
-from tests import families, tiny
+from tests import tiny
+from tests.families import FAMILIES, Family
+from tests.families.blip import blip_model
+from tests.families.blip2 import blip2_model, blip2_processing
+from tests.families.chat import (
+    CHAT_TEMPLATE,
+    CHAT_TOKENS,
+    IMAGE,
+    PROMPT,
+    gemma3_model,
+    gemma3_processing,
+    llava_model,
+    llava_processing,
+    paligemma_processing,
+)
+from tests.families.common import LAYERS, VISION
+from tests.families.git import git_model
 
 
-def llava(
-    prompt: str | None = families.PROMPT, template: str | None = families.CHAT_TEMPLATE, **options: Any
-) -> Captioner:
-    processing = families.llava_processing()
+def llava(prompt: str | None = PROMPT, template: str | None = CHAT_TEMPLATE, **options: Any) -> Captioner:
+    processing = llava_processing()
     processing.chat_template = template
-    return captioner_for(families.llava_model(), processing, prompt=prompt, **options)
+    return captioner_for(llava_model(), processing, prompt=prompt, **options)
 
 
 def padded(inputs: dict[str, Tensor], by: int) -> dict[str, Tensor]:
@@ -54,7 +68,7 @@ class TestReading:
         assert processor.end_token_id == tiny.EOS
         assert processor.max_caption_tokens == 96 - 24
         ids = processor.process_images(tiny.images(1))["input_ids"][0]
-        assert (ids == families.IMAGE).sum() == 16
+        assert (ids == IMAGE).sum() == 16
         assert processor.tokenizer.decode(ids[-2:]) == "ASSISTANT :"
 
     def test_without_a_prompt_the_image_is_asked_alone(self) -> None:
@@ -63,11 +77,11 @@ class TestReading:
         assert processor.question == "USER : <image> ASSISTANT :"
 
     def test_the_end_is_the_stop_that_the_template_writes(self) -> None:
-        model = families.llava_model()
+        model = llava_model()
         model.generation_config.eos_token_id = [7, tiny.EOS]  # the template ends an answer with the second
-        assert captioner_for(model, families.llava_processing()).processor.end_token_id == tiny.EOS
+        assert captioner_for(model, llava_processing()).processor.end_token_id == tiny.EOS
         model.generation_config.eos_token_id = [7, 9]
-        assert captioner_for(model, families.llava_processing()).processor.end_token_id == 7
+        assert captioner_for(model, llava_processing()).processor.end_token_id == 7
 
     def test_captions_are_what_follows_the_question_when_both_are_tokenized(self) -> None:
         processor = llava().processor
@@ -78,13 +92,13 @@ class TestReading:
         assert processor.tokenize(["a dog runs"]).input_ids == [[*plain("a dog runs")["input_ids"], tiny.EOS]]
 
     def test_fingerprints_depend_on_the_prompt(self) -> None:
-        first, again, other = (llava(prompt).processor for prompt in (families.PROMPT, families.PROMPT, "a ."))
+        first, again, other = (llava(prompt).processor for prompt in (PROMPT, PROMPT, "a ."))
         assert first.image_fingerprint() == again.image_fingerprint() != other.image_fingerprint()
         assert first.text_fingerprint() == again.text_fingerprint() != other.text_fingerprint()
 
     def test_scores_depend_on_the_prompt(self) -> None:
         scores = []
-        for prompt in (families.PROMPT, "a ."):
+        for prompt in (PROMPT, "a ."):
             captioner = llava(prompt)
             inputs = captioner.processor.process_images(tiny.images(1))
             with torch.no_grad():
@@ -107,21 +121,21 @@ class TestReading:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("family", families.FAMILIES[:4], ids=str)
-    def test_families_that_take_no_prompt(self, family: families.Family) -> None:
+    @pytest.mark.parametrize("family", FAMILIES[:4], ids=str)
+    def test_families_that_take_no_prompt(self, family: Family) -> None:
         with pytest.raises(ValueError, match=r"prompt='a dog' was given, but \w+ writes captions without being asked"):
             captioner_for(family.model(0.0), family.processing(), prompt="a dog")
 
     def test_a_pair_in_place_of_the_processor(self) -> None:
         with pytest.raises(TypeError, match=r"Llava\w+ needs its whole processor.*AutoProcessor.from_pretrained"):
-            captioner_for(families.llava_model(), tiny.processing())
+            captioner_for(llava_model(), tiny.processing())
 
     def test_a_processor_without_prompt(self) -> None:
         processor = CaptionProcessor(*tiny.processing(), end_token_id=tiny.EOS)
         with pytest.raises(
             TypeError, match=r"reads a prompt beside the image, which a CaptionProcessor does not have"
         ):
-            captioner_for(families.llava_model(), processor)
+            captioner_for(llava_model(), processor)
 
     def test_another_prompt_than_that_of_the_processor(self) -> None:
         captioner = llava()
@@ -141,31 +155,29 @@ class TestRefusals:
 
     def test_a_prompt_that_leaves_no_position(self) -> None:
         with pytest.raises(ValueError, match=r"image and prompt have 24 tokens, and the decoder has 20 positions"):
-            captioner_for(
-                families.llava_model(max_position_embeddings=20), families.llava_processing(), prompt=families.PROMPT
-            )
+            captioner_for(llava_model(max_position_embeddings=20), llava_processing(), prompt=PROMPT)
 
     def test_no_padding_token(self) -> None:
-        processing = families.llava_processing()
+        processing = llava_processing()
         processing.tokenizer.pad_token = None
         with pytest.raises(ValueError, match=r"has no pad_token.*set tokenizer.pad_token"):
-            captioner_for(families.llava_model(), processing)
+            captioner_for(llava_model(), processing)
 
     def test_as_many_image_tokens_as_states(self) -> None:
-        processing = families.llava_processing()
+        processing = llava_processing()
         processing.patch_size = 16
-        captioner = captioner_for(families.llava_model(), processing)
+        captioner = captioner_for(llava_model(), processing)
         with pytest.raises(ValueError, match="Image features and image tokens do not match"):
             captioner.verify()
 
     def test_a_processor_that_cuts_images(self) -> None:
-        processing = families.gemma3_processing()
+        processing = gemma3_processing()
         cuts = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8}
         if not hasattr(processing, "images_kwargs"):
             pytest.skip("this release of transformers keeps no such settings in its processors")
         processing.images_kwargs = {**processing.images_kwargs, **cuts}
-        captioner = captioner_for(families.gemma3_model(), families.gemma3_processing(), prompt=families.PROMPT)
-        cutting = captioner_for(captioner.model, processing, prompt=families.PROMPT).processor
+        captioner = captioner_for(gemma3_model(), gemma3_processing(), prompt=PROMPT)
+        cutting = captioner_for(captioner.model, processing, prompt=PROMPT).processor
         with pytest.raises(ValueError, match=r"Gemma3Processor made \d pixel_values of 1 images.*do_pan_and_scan"):
             cutting.process_images([Image.new("RGB", (100, 20))])
 
@@ -173,65 +185,63 @@ class TestRefusals:
 class TestOtherFamilies:
     def test_git_of_videos(self) -> None:
         with pytest.raises(ValueError, match="reads 6 frames of a video"):
-            captioner_for(families.git_model(num_image_with_embedding=6), tiny.processing())
+            captioner_for(git_model(num_image_with_embedding=6), tiny.processing())
 
     def test_blip_without_start_or_end(self) -> None:
         for name in ("bos_token_id", "sep_token_id"):
             with pytest.raises(ValueError, match=f"{name} of the model's text_config is None"):
-                captioner_for(families.blip_model(**{name: None}), tiny.processing())
+                captioner_for(blip_model(**{name: None}), tiny.processing())
 
     def test_blip_stops_at_its_separator_only(self) -> None:
-        captioner = captioner_for(families.blip_model(), tiny.processing())
+        captioner = captioner_for(blip_model(), tiny.processing())
         inputs = captioner.processor.process_images(tiny.images(1))
         with pytest.raises(ValueError, match="eos_token_id is 9, but BLIP's generate"):
             captioner.generate(inputs, eos_token_id=9)
 
     def test_blip2_with_an_encoder_decoder(self) -> None:
         sizes = {"vocab_size": 72, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
-        model = families.blip2_model(text=T5Config(**sizes), use_decoder_only_language_model=False)
+        model = blip2_model(text=T5Config(**sizes), use_decoder_only_language_model=False)
         with pytest.raises(ValueError, match="the language model of this BLIP-2 is T5ForConditionalGeneration"):
-            captioner_for(model, families.blip2_processing(), prompt=families.PROMPT)
+            captioner_for(model, blip2_processing(), prompt=PROMPT)
 
     def test_blip2_writes_a_space_between_a_prompt_and_a_caption_only(self) -> None:
-        processor = captioner_for(
-            families.blip2_model(), families.blip2_processing(), prompt=families.PROMPT
-        ).processor
+        processor = captioner_for(blip2_model(), blip2_processing(), prompt=PROMPT).processor
         assert isinstance(processor, PromptProcessor)
-        assert processor.question == families.PROMPT
+        assert processor.question == PROMPT
         assert processor.lead == " "
         ids = processor.process_images(tiny.images(1))["input_ids"][0].tolist()
         image = processor.tokenizer.convert_tokens_to_ids("<image>")
-        assert ids == [image] * 4 + processor.tokenizer(families.PROMPT)["input_ids"]
+        assert ids == [image] * 4 + processor.tokenizer(PROMPT)["input_ids"]
 
 
 class TestWindows:
     def test_llava_with_a_window_shorter_than_the_prompt_is_packed(self) -> None:
-        sizes = {**families.LAYERS, **families.CHAT_TOKENS, "num_key_value_heads": 1, "sliding_window": 12}
+        sizes = {**LAYERS, **CHAT_TOKENS, "num_key_value_heads": 1, "sliding_window": 12}
         torch.manual_seed(0)
         config = LlavaConfig(
-            vision_config=CLIPVisionConfig(**families.VISION),
+            vision_config=CLIPVisionConfig(**VISION),
             text_config=MistralConfig(**sizes, max_position_embeddings=96),
-            image_token_id=families.IMAGE,
+            image_token_id=IMAGE,
         )
         model = LlavaForConditionalGeneration(config)
         model.generation_config.eos_token_id = tiny.EOS
-        captioner = captioner_for(model, families.llava_processing(), prompt=families.PROMPT)
+        captioner = captioner_for(model, llava_processing(), prompt=PROMPT)
         captioner.verify()
         assert (captioner.layout, captioner.tries) == ("packed", True)
 
     def test_paligemma_with_a_window_has_a_row_per_caption(self, caplog: pytest.LogCaptureFixture) -> None:
-        size = len(families.paligemma_processing().tokenizer)
-        sizes = {**families.LAYERS, **families.CHAT_TOKENS, "vocab_size": size, "num_key_value_heads": 1}
+        size = len(paligemma_processing().tokenizer)
+        sizes = {**LAYERS, **CHAT_TOKENS, "vocab_size": size, "num_key_value_heads": 1}
         torch.manual_seed(0)
         config = PaliGemmaConfig(
-            vision_config=SiglipVisionConfig(**families.VISION, vision_use_head=False),
+            vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
             text_config=Gemma2Config(**sizes, head_dim=16, sliding_window=12, max_position_embeddings=96),
             projection_dim=32,
-            image_token_index=families.IMAGE,
+            image_token_index=IMAGE,
         )
         model = PaliGemmaForConditionalGeneration(config)
         model.generation_config.eos_token_id = tiny.EOS
-        captioner = captioner_for(model, families.paligemma_processing(), prompt=families.PROMPT)
+        captioner = captioner_for(model, paligemma_processing(), prompt=PROMPT)
         captioner.verify()
         assert (captioner.layout, captioner.tries) == ("repeated", False)
         assert caplog.text.count("captions are scored with the repeated layout") == 1

@@ -1,0 +1,26 @@
+"""A tiny captioner of every family, made from configs, seeded and offline, with its naive twins.
+
+The naive twins are the few lines that a user of the model alone would write, nothing of the package in them.
+"""
+
+from tests.families.blip import BLIP
+from tests.families.blip2 import BLIP2
+from tests.families.chat import GEMMA3, LLAVA, PALIGEMMA
+from tests.families.common import Family
+from tests.families.encoder_decoder import ENCODER_DECODERS
+from tests.families.git import GIT
+from tests.families.idefics3 import IDEFICS3, SMOLVLM
+
+FAMILIES = (
+    *ENCODER_DECODERS,
+    BLIP,
+    GIT,
+    LLAVA,
+    GEMMA3,
+    PALIGEMMA,
+    BLIP2,
+    IDEFICS3,
+    SMOLVLM,
+)
+
+__all__ = ["FAMILIES", "Family"]
