@@ -26,6 +26,7 @@ from hf_contrastive_caption.evaluation.metrics.invention import invented_words
 from hf_contrastive_caption.evaluation.metrics.meteor import meteor_available
 from hf_contrastive_caption.evaluation.metrics.prepared import check_strings
 from hf_contrastive_caption.evaluation.report import CaptionerReport
+from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks, rival_images
 from hf_contrastive_caption.evaluation.retrieval.retrievers import Retriever
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import RECALL_AT, check_retrieval, self_retrieval
 from hf_contrastive_caption.loading import load_model, load_processing
@@ -33,6 +34,9 @@ from hf_contrastive_caption.loading import load_model, load_processing
 DEFAULT_METRICS = ("cider_d", "bleu", "meteor", "rouge_l")
 SIMILAR_IMAGES = 5
 """How many similar images CIDErBtw compares with."""
+
+RIVALS = 3
+"""How many images that a caption fits better than its own are kept."""
 
 _LABELS = {
     "cider_d": "CIDEr-D",
@@ -123,6 +127,8 @@ def evaluate_captioner(
     chance: dict[str, float] = {}
     left_out: dict[str, str] = {}
     judge = "no self-retrieval"
+    ranks: Ranks | None = None
+    rivals: tuple[tuple[int, ...], ...] = ()
     if k:
         shown = [number for number in k if number < len(images)] or (1,)  # the recall of all images says nothing
         if len(shown) < len(set(k)) and tuple(k) != RECALL_AT:
@@ -131,6 +137,7 @@ def evaluate_captioner(
         scoring |= {"resamples": resamples, "seed": seed, "cache_dir": cache_dir, "progress": progress}
         retrieval = self_retrieval(captioner, images.pool, texts, shown, **scoring)
         measures, chance, judge = dict(retrieval.measures), retrieval.chance, retrieval.retriever
+        ranks, rivals = retrieval.ranks, tuple(rival_images(retrieval.scores, RIVALS))
     quality = caption_quality(texts, images, metrics, document_frequencies, resamples, seed)
     measures |= quality.measures
     measures |= diversity_measures(texts, training_captions)
@@ -153,6 +160,8 @@ def evaluate_captioner(
         document_frequencies="of these references" if document_frequencies is None else document_frequencies.digest,
         resamples=resamples,
         seed=seed,
+        ranks=ranks,
+        rivals=rivals,
     )
 
 

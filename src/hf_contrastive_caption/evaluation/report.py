@@ -11,9 +11,12 @@ from typing import Any
 
 from hf_contrastive_caption.evaluation.bootstrap import Bootstrap, Difference
 from hf_contrastive_caption.evaluation.measures import Measure, aligned_table, measures_table
+from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks
 
 MAIN_MEASURES = ("recall_at_1", "recall_at_5", "recall_at_10", "cider_d", "rouge_l", "invented", "distinct_share")
 """What a table of several captioners shows unless told otherwise."""
+
+_PER_IMAGE = ("captions", "invented_words", "ranks", "rivals")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class CaptionerReport:
         document_frequencies: Where those of CIDEr come from: the references, or a hash of the table that was given.
         resamples: Bootstrap resamples behind the intervals.
         seed: Their seed.
+        ranks: Rank and ties of each caption's own image; ``None`` without self-retrieval.
+        rivals: For each image a few others that its caption fits better than its own, the best first; empty without
+            self-retrieval.
     """
 
     name: str
@@ -54,6 +60,8 @@ class CaptionerReport:
     document_frequencies: str
     resamples: int
     seed: int
+    ranks: Ranks | None = field(default=None, repr=False)
+    rivals: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> float:
         """The value of a measure by name."""
@@ -67,8 +75,10 @@ class CaptionerReport:
         Args:
             per_image: Whether to add what the numbers are made of for every image, which a later comparison needs.
         """
-        others = {entry.name for entry in fields(self)} - {"name", "measures", "captions", "invented_words"}
-        others -= {"chance", "left_out"}
+        others = {entry.name for entry in fields(self)} - {"name", "measures", "chance", "left_out", *_PER_IMAGE}
+        ranks = None
+        if self.ranks is not None:
+            ranks = {"better": self.ranks.better.tolist(), "equal": self.ranks.equal.tolist()}
         return {
             "name": self.name,
             "measures": {name: measure.to_dict(per_image=per_image) for name, measure in self.measures.items()},
@@ -77,6 +87,8 @@ class CaptionerReport:
             "left_out": dict(self.left_out),
             "captions": list(self.captions),
             "invented_words": [list(words) for words in self.invented_words],
+            "ranks": ranks,
+            "rivals": [list(numbers) for numbers in self.rivals],
         }
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -99,11 +111,14 @@ class CaptionerReport:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CaptionerReport:
         """What :meth:`to_dict` made, per-image values included; other keys are passed over."""
-        own = {entry.name for entry in fields(cls)} - {"measures", "captions", "invented_words"}
+        own = {entry.name for entry in fields(cls)} - {"measures", *_PER_IMAGE}
+        ranks = content["ranks"]
         return cls(
             measures={name: Measure.from_dict(measure) for name, measure in content["measures"].items()},
             captions=tuple(content["captions"]),
             invented_words=tuple(map(tuple, content["invented_words"])),
+            ranks=None if ranks is None else Ranks.of(ranks["better"], ranks["equal"], content["num_images"]),
+            rivals=tuple(map(tuple, content["rivals"])),
             **{name: content[name] for name in own},
         )
 
@@ -180,14 +195,19 @@ class ReportComparison:
         ours, theirs = self.ours.about(), self.theirs.about()
         return ours if ours == theirs else f"{self.ours.name}: {ours} {self.theirs.name}: {theirs}"
 
-    def rows(self) -> list[Sequence[str]]:
-        """Both captioners, the differences with intervals, and whether these leave zero out; the heading first."""
+    def rows(self, *, intervals: bool = False) -> list[Sequence[str]]:
+        """Both captioners, the differences with intervals, and whether these leave zero out; the heading first.
+
+        Args:
+            intervals: Whether the numbers of each captioner have their intervals beside them.
+        """
         ours, theirs = self.ours, self.theirs
         rows: list[Sequence[str]] = [["", theirs.name, ours.name, "difference (95 % interval)", "p", "verdict"]]
         for name, measure in ours.measures.items():
             if name not in theirs.measures:
                 continue
-            numbers = [side.measures[name].shown(side.measures[name].value) for side in (theirs, ours)]
+            sides = [side.measures[name] for side in (theirs, ours)]
+            numbers = [side.text() if intervals else side.shown(side.value) for side in sides]
             cells = ["", "", ""]
             if name in self.differences:
                 difference = self.differences[name]

@@ -28,6 +28,11 @@ class Ranks(NamedTuple):
     equal: npt.NDArray[np.int64]
     pool_size: int
 
+    @classmethod
+    def of(cls, better: npt.ArrayLike, equal: npt.ArrayLike, pool_size: int) -> Ranks:
+        """Ranks of lists of numbers."""
+        return cls(np.asarray(better, dtype=np.int64), np.asarray(equal, dtype=np.int64), pool_size)
+
     def recall(self, k: int) -> Floats:
         """Probability that the own image is among the first k, (n_captions,)."""
         return np.clip((k - self.better) / (self.equal + 1.0), 0.0, 1.0)
@@ -71,6 +76,21 @@ def rank_own_images(scores: npt.ArrayLike, own: npt.ArrayLike | None = None) -> 
         raise ValueError(f"a score of caption {row} is not a number, so its images have no order")
     mine = table[np.arange(len(image)), image][:, None]  # (n_captions, 1)
     return Ranks((table > mine).sum(axis=1), (table == mine).sum(axis=1) - 1, table.shape[1])
+
+
+def rival_images(scores: Scores, k: int) -> list[tuple[int, ...]]:
+    """For each caption up to k other images that it fits better than its own, the best first.
+
+    Args:
+        scores: Score of each caption with each image, higher for what fits better, (n_images, n_images).
+        k: How many images at most.
+    """
+    rivals = []
+    for own, row in enumerate(scores):
+        better = np.flatnonzero(row > row[own])
+        best = better[np.argsort(-row[better], kind="stable")[:k]]
+        rivals.append(tuple(best.tolist()))
+    return rivals
 
 
 def chance_recall(k: int, pool_size: int) -> float:

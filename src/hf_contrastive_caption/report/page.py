@@ -1,0 +1,146 @@
+"""The page of a comparison: one file, without a network, in light and dark, on a screen of any width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hf_contrastive_caption.report.charts import log_ratio_chart, recall_chart, to_svg, training_chart
+from hf_contrastive_caption.report.thumbnails import data_uri
+
+if TYPE_CHECKING:
+    from hf_contrastive_caption.report.comparison import CaptionerComparison, ShownCaption, ShownImage
+
+_PUNCTUATION = ".,;:!?\"'()[]{}"
+
+
+class Chart(NamedTuple):
+    """A chart of the page: its heading, what to see in it, and the ``<svg>`` element."""
+
+    title: str
+    about: str
+    svg: Markup
+    wide: bool = False
+
+
+class ShadedWord(NamedTuple):
+    """A word as the page shows it.
+
+    Attributes:
+        text: The word, or a sign for the end of the caption.
+        strength: From -1 (the reference likes it better) to 1 (the target does).
+        ratio: The log-ratio in nats, to be read.
+        invented: Whether no caption of a person has it.
+    """
+
+    text: str
+    strength: float
+    ratio: str
+    invented: bool
+
+
+def write_page(comparison: CaptionerComparison, path: Path) -> Path:
+    """Write the page of a comparison to a file, whole or not at all.
+
+    Returns:
+        The file.
+    """
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(render_page(comparison), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def render_page(comparison: CaptionerComparison) -> str:
+    """The page of a comparison as HTML; all that comes from models and data is escaped."""
+    loader = PackageLoader("hf_contrastive_caption.report")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    scale = shading_scale(comparison)
+    differences = comparison.target.compare(comparison.reference)
+    shown = {image.number for image in comparison.images}
+    return environment.get_template("page.html.j2").render(
+        comparison=comparison,
+        rows=differences.rows(intervals=True),
+        about=differences.about(),
+        charts=list(_charts(comparison)),
+        cards=[_card(image, scale, shown) for image in comparison.images],
+        ranked=comparison.reference.ranks is not None and comparison.target.ranks is not None,
+        referenced=comparison.target.num_referenced > 0,
+        scale=f"{scale:.1f}",
+        version=version("hf-contrastive-caption"),
+        style=Markup(_text("page.css")),
+        script=Markup(_text("page.js")),
+    )
+
+
+def shading_scale(comparison: CaptionerComparison) -> float:
+    """The log-ratio in nats at which a word has its full colour: nine words of ten have less."""
+    sizes = [
+        abs(word.log_ratio) for image in comparison.images for side in (image.reference, image.target)
+        for word in side.words
+    ]  # fmt: skip
+    return max(float(np.quantile(sizes, 0.9)), 0.1) if sizes else 1.0
+
+
+def shaded_words(caption: ShownCaption, scale: float) -> list[ShadedWord]:
+    """The words of a caption as the page shows them."""
+    invented = {word.casefold() for word in caption.invented}
+    return [
+        ShadedWord(
+            text=word.text or "⏎",
+            strength=round(float(np.clip(word.log_ratio / scale, -1, 1)), 2),
+            ratio=f"{word.log_ratio:+.2f}",
+            invented=word.text.strip(_PUNCTUATION).casefold() in invented,
+        )
+        for word in caption.words
+    ]
+
+
+def _card(image: ShownImage, scale: float, shown: set[int]) -> dict[str, Any]:
+    """What the template needs of an image."""
+    sides = (image.reference, image.target)
+    return {
+        "number": image.number,
+        "picture": data_uri(image.thumbnail),
+        "sides": [(side, shaded_words(side, scale)) for side in sides],
+        "human": image.human,
+        "rivals": [number for number in image.rivals if number in shown],
+        "gain": round(image.gain, 4),
+        "invented": len(image.target.invented),
+        "ratio": round(image.target.log_ratio, 4),
+        "text": " ".join([*(side.text for side in sides), *image.human]).casefold(),
+    }
+
+
+def _charts(comparison: CaptionerComparison) -> Iterator[Chart]:
+    reference, target = comparison.reference, comparison.target
+    if reference.ranks is not None and target.ranks is not None:
+        title = "Does the caption find its image?"
+        about = "The share of captions whose own image is among the k that fit them best. Higher is better."
+        drawn = recall_chart(reference.ranks, target.ranks, (reference.name, target.name))
+        yield Chart(title, about, Markup(to_svg(drawn, title)))
+    if len(comparison.positives) and len(comparison.negatives):
+        title = "What the tuning changed"
+        about = (
+            "By how much the target likes people's captions better than the reference does, with the image that they "
+            "were written for and with others. The further apart, the better it tells images apart."
+        )
+        drawn = log_ratio_chart(comparison.positives, comparison.negatives)
+        yield Chart(title, about, Markup(to_svg(drawn, title)))
+    curves = training_chart(comparison.log_history)
+    if curves is not None:
+        title = "Training"
+        about = f"What the training of {target.name} logged."
+        yield Chart(title, about, Markup(to_svg(curves, title)), wide=True)
+
+
+def _text(name: str) -> str:
+    return files("hf_contrastive_caption.report").joinpath("templates", name).read_text(encoding="utf-8")
