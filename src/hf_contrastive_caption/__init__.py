@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hf_contrastive_caption.generation import caption_images
     from hf_contrastive_caption.losses import contrastive_caption_loss
     from hf_contrastive_caption.processing import CaptionProcessor
+    from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners
     from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
 
 _MODULES = {
@@ -46,6 +47,7 @@ _MODULES = {
     "generation": ("caption_images",),
     "losses": ("contrastive_caption_loss",),
     "processing": ("CaptionProcessor",),
+    "report.comparison": ("CaptionerComparison", "compare_captioners"),
     "trainer": ("ContrastiveCaptionTrainer",),
 }
 try:
@@ -58,6 +60,7 @@ __all__ = [
     "CaptionCollator",
     "CaptionProcessor",
     "Captioner",
+    "CaptionerComparison",
     "CaptionerReport",
     "ContrastiveCaptionConfig",
     "ContrastiveCaptionDataset",
@@ -70,6 +73,7 @@ __all__ = [
     "caption_images",
     "caption_metrics",
     "captioner_for",
+    "compare_captioners",
     "contrastive_caption_loss",
     "evaluate_captioner",
     "register_captioner",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
+from os import PathLike
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,7 +19,10 @@ from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.construction import generation_arguments, make_evaluation_pool
 from hf_contrastive_caption.data import CaptionColumns, ContrastiveCaptionDataset, ContrastiveCaptionStream
 from hf_contrastive_caption.data.collator import Batch
+from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool, warn_of_collapse
+from hf_contrastive_caption.reference import Reference
+from hf_contrastive_caption.report.comparison import SHOWN, CaptionerComparison, compare_in_place
 from hf_contrastive_caption.sharding import is_sharded
 from hf_contrastive_caption.statistics import RunningMeans
 from hf_contrastive_caption.trackers import SHOWN_IMAGES, log_caption_table
@@ -32,10 +38,12 @@ class Reporting(Seq2SeqTrainer):
 
     Attributes:
         captioner: The target's :class:`Captioner`.
+        reference: The frozen side, or ``None``.
     """
 
     args: ContrastiveCaptionConfig
     captioner: Captioner
+    reference: Reference | None
     _train_means: RunningMeans
     _start_log_ratio: float | None = None
     """The mean |log-ratio| of equal models, until it is logged."""
@@ -166,6 +174,62 @@ class Reporting(Seq2SeqTrainer):
                 found.images.references[: len(numbers)],
             )
         return found.metrics
+
+    def compare_with_reference(
+        self,
+        dataset: datasets.Dataset | None = None,
+        folder: str | PathLike[str] | None = None,
+        *,
+        shown: int = SHOWN,
+        **options: Any,
+    ) -> CaptionerComparison:
+        """Compare the model as it is now with its reference: numbers, and images with both captions.
+
+        Args:
+            dataset: One split with images and captions; ``eval_dataset`` if not given.
+            folder: Where to write the page; nowhere if not given.
+            shown: How many images the page shows at most.
+            **options: Other arguments of :func:`evaluate_captioner`, such as ``k`` and ``metrics``.
+
+        Raises:
+            ValueError: If there is no reference (any more), no data to compare on, or the model is sharded.
+        """
+        reference = self.reference
+        if reference is None:
+            raise ValueError("objective='mle' has no reference; compare_captioners compares any two captioners")
+        if not reference.in_memory:
+            raise ValueError(
+                "the reference has left memory (precompute_reference=True); save the model and compare by name: "
+                "compare_captioners(REFERENCE, FOLDER, dataset).save(...)"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or is_sharded(self.captioner.model):
+            raise ValueError("captions are not written under FSDP or DeepSpeed; save the model and compare by name")
+        defaults = {"batch_size": self.args.per_device_eval_batch_size, "seed": self.args.draw_seed}
+        comparison = compare_in_place(
+            reference.in_place,
+            lambda: nullcontext(self.captioner),
+            self._images_to_compare(dataset),
+            ("reference", "tuned"),
+            shown,
+            tuple(self.state.log_history),
+            {**defaults, **generation_arguments(self.args), **options},
+        )
+        if folder is not None and self.is_world_process_zero():
+            logger.info("the comparison with the reference is in %s", comparison.save(folder))
+        return comparison
+
+    def _images_to_compare(self, dataset: datasets.Dataset | None) -> EvaluationImages:
+        if dataset is not None:
+            args = self.args
+            return evaluation_images(dataset, args.image_column, args.caption_columns, args.image_id_column)
+        data = self._evaluation_sets()
+        if len(data) != 1 or not isinstance(data[0], ContrastiveCaptionDataset):
+            raise ValueError(
+                f"the trainer has {len(data)} evaluation data sets, and captioners are compared on one that has a "
+                "length; pass dataset="
+            )
+        columns = data[0].columns
+        return evaluation_images(data[0].source, columns.image, columns.captions, columns.image_id)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not available: there are no logits to return.

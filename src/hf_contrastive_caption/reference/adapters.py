@@ -66,12 +66,12 @@ class AdapterReference(Reference):
 
     def log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Reference.log_probs`."""
-        with torch.no_grad(), self._as_reference():
-            return self.captioner.log_probs(self.captioner.model, images, captions)
+        with torch.no_grad(), self.in_place() as captioner:
+            return captioner.log_probs(captioner.model, images, captions)
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Reference.encode`."""
-        with self._as_reference():
+        with self.in_place():
             return super().encode(images)
 
     def digest(self) -> str:
@@ -142,10 +142,11 @@ class AdapterReference(Reference):
         return {name: weight for name, weight in self.captioner.model.named_parameters() if weight.requires_grad}
 
     @contextmanager
-    def _as_reference(self) -> Iterator[None]:
+    def in_place(self) -> Iterator[Captioner]:
+        """See :meth:`Reference.in_place`; the target's captioner, whose trained weights are away for as long."""
         try:
             with adapters_off(self.captioner.model) if self._state is None else self._stored_weights(self._state):
-                yield
+                yield self.captioner
         finally:
             # Autocast keeps casts of trained weights, and the target would go on with the reference's.
             torch.clear_autocast_cache()

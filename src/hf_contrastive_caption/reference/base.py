@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -50,6 +52,11 @@ class Reference(ABC):
         return self._captioner
 
     @property
+    def in_memory(self) -> bool:
+        """Whether it can score captions that were not scored ahead."""
+        return self._captioner is not None
+
+    @property
     @abstractmethod
     def description(self) -> str:
         """What it is, in words for the log."""
@@ -57,6 +64,15 @@ class Reference(ABC):
     @abstractmethod
     def log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """Score captions as :meth:`Captioner.log_probs` does, without gradient and without noise, (n_captions,)."""
+
+    @contextmanager
+    def in_place(self) -> Iterator[Captioner]:
+        """The reference as a captioner that can write and score; not beyond the context, where it may be the target.
+
+        Raises:
+            ValueError: The reference has left memory.
+        """
+        yield self.captioner
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states that :meth:`log_probs` makes for itself."""

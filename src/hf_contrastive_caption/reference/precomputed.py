@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
-from hf_contrastive_caption.captioners import CaptionBatch, Images
+from hf_contrastive_caption.captioners import CaptionBatch, Captioner, Images
 from hf_contrastive_caption.data.collator import REFERENCE_LOG_PROBS, Batch
 from hf_contrastive_caption.reference.base import LEFT_MEMORY, Reference
 
@@ -43,6 +46,12 @@ class PrecomputedReference(Reference):
     def log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Reference.log_probs`."""
         return self.scorer.log_probs(images, captions)
+
+    @contextmanager
+    def in_place(self) -> Iterator[Captioner]:
+        """See :meth:`Reference.in_place`; until it is released."""
+        with self.scorer.in_place() as captioner:
+            yield captioner
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Reference.encode`."""

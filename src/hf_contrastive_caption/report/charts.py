@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 INK, FAINT, REFERENCE, TARGET = "#24292f", "#8c959f", "#b35900", "#0969da"
 _ROLES = {INK: "ink", FAINT: "faint", REFERENCE: "reference", TARGET: "target"}
@@ -43,6 +44,8 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be found, read aloud, and takes the page's font
     "svg.hashsalt": "hf-contrastive-caption",  # equal charts are equal files
 }
+
+_TICKS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 
 _CURVES = (
     ("Loss", ("loss", "eval_loss")),
@@ -66,7 +69,8 @@ def _styled(draw: Callable[P, R]) -> Callable[P, R]:
             raise ImportError(
                 "charts are drawn by matplotlib, which is not installed: pip install 'hf-contrastive-caption[report]'"
             ) from error
-        with matplotlib.rc_context(_STYLE):
+        style: Any = _STYLE  # typed by a list of all names there are
+        with matplotlib.rc_context(style):
             return draw(*args, **kwargs)
 
     return drawn
@@ -85,11 +89,14 @@ def recall_chart(reference: Ranks, target: Ranks, names: tuple[str, str]) -> Fig
     size = target.pool_size
     k = np.unique(np.geomspace(1, size, 120).round().astype(int))
     for ranks, name, color in ((reference, names[0], REFERENCE), (target, names[1], TARGET)):
-        axes.plot(k, [100 * float(ranks.recall(int(number)).mean()) for number in k], color=color, label=name)
+        axes.plot(k, [100 * float(ranks.recall(int(number)).mean()) for number in k], color=color, label=_short(name))
     axes.plot(k, 100 * k / size, color=FAINT, linestyle=":", label="chance")
-    axes.set(xscale="log", xlim=(1, size), ylim=(0, 100), xlabel="k", ylabel="recall@k in %")
-    axes.set_title(f"The caption finds its image among {size} images")
+    axes.set(
+        xscale="log", xlim=(1, size), ylim=(0, 100), xlabel="k", ylabel=f"found among the first k of {size}, in %"
+    )
+    axes.set_xticks([tick for tick in _TICKS if tick <= size], minor=False)
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.legend()
     return figure
 
@@ -108,10 +115,9 @@ def log_ratio_chart(positives: Floats, negatives: Floats) -> Figure:
     bins = np.linspace(low, high, 61) if high > low else np.linspace(low - 1, low + 1, 61)
     for values, name, color in ((negatives, "of other images", REFERENCE), (positives, "of this image", TARGET)):
         shares = np.full(len(values), 100 / max(1, len(values)))
-        axes.hist(values.clip(low, high), bins, weights=shares, color=color, alpha=0.55, label=name)
+        axes.hist(values.clip(low, high), bins.tolist(), weights=shares, color=color, alpha=0.55, label=name)
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set(xlabel="log-ratio in nats: target minus reference", ylabel="% of captions")
-    axes.set_title("What the target likes better than the reference does")
     axes.legend()
     return figure
 
@@ -166,6 +172,11 @@ def to_svg(figure: Figure, title: str) -> str:
 def to_png(figure: Figure, path: Path) -> None:
     """Write a chart on white to a file."""
     figure.savefig(path, format="png", dpi=150, facecolor="white")
+
+
+def _short(name: str, longest: int = 32) -> str:
+    """A name that leaves room for the chart."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def _curve(log_history: Sequence[Mapping[str, Any]], name: str) -> Floats:

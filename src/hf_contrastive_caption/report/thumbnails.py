@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 SIZE = 224
 """Longest side in pixels."""
@@ -24,7 +24,8 @@ def thumbnail(image: Image.Image, size: int = SIZE, max_bytes: int = MAX_BYTES) 
         size: Longest side in pixels; smaller images are not enlarged.
         max_bytes: The quality is lowered, and then the size, until the file is no larger.
     """
-    small = ImageOps.contain(image, (size, size)) if max(image.size) > size else image
+    small = image.copy()
+    small.thumbnail((size, size))  # leaves at least a pixel of the shorter side
     while True:
         for quality in _QUALITIES:
             written = io.BytesIO()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hf_contrastive_caption.captioners import CaptionBatch, Captioner, caption_batch
+from hf_contrastive_caption.captioners import Captioner, caption_batch
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.evaluation.bootstrap import Floats
 from hf_contrastive_caption.evaluation.pool import ImagePool
@@ -69,9 +69,8 @@ def score_captions(
                 for name, value in processor.process_images([pool[number] for number in numbers]).items()
             }
             ids = processor.tokenize(texts).input_ids
-            batch: CaptionBatch = caption_batch(ids, owners)
-            on_device = CaptionBatch(**{name: value.to(captioner.device) for name, value in batch.items()})
-            tokens = captioner.token_log_probs(captioner.model, images, on_device).double().cpu()
+            batch = caption_batch(ids, owners, captioner.device)
+            tokens = captioner.token_log_probs(captioner.model, images, batch).double().cpu()
             found = [
                 _by_word(processor, text, own_ids, own.numpy())
                 for text, own_ids, own in zip(texts, ids, tokens.split([len(one) for one in ids]), strict=True)
@@ -103,10 +102,10 @@ def word_of_tokens(processor: CaptionProcessor, text: str, ids: Sequence[int]) -
     ends = np.cumsum([len(word) for word in text.split()])  # (n_words,)
     if not len(ends):
         return [0] * len(ids)
-    tokenizer = processor.tokenizer
-    shown = [
-        len("".join(tokenizer.decode(list(ids[: n + 1]), skip_special_tokens=True).split())) for n in range(len(ids))
-    ]
+    begun: list[str] = processor.tokenizer.batch_decode(
+        [list(ids[: n + 1]) for n in range(len(ids))], skip_special_tokens=True
+    )
+    shown = [len("".join(text.split())) for text in begun]
     scale = ends[-1] / max(1, shown[-1])
     words, before = [], 0
     for number, token in enumerate(ids):
