@@ -60,7 +60,7 @@ $(VENV)/pyvenv.cfg:
 	"$(PYTHON)" -m venv --clear "$(VENV)"
 
 $(VENV)/.installed: $(INPUTS) | $(VENV)/pyvenv.cfg
-	$(PIP) install -c constraints.txt torch -e .
+	$(PIP) install -c constraints.txt torch -e ".[report]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(INPUTS) | $(VENV)/pyvenv.cfg

@@ -81,6 +81,9 @@ def test_the_saved_model_is_the_tuned_one_and_the_printed_lines_load_it(quick, c
     test = scenes(0, 0, settings.test_images, seed=settings.seed)["test"]
     assert capsys.readouterr().out.splitlines()[-1] == str([result.rows[2].captions[0]])
     assert Image.open(result.picture).tobytes() == test[0]["image"].tobytes()
+    page = result.page.read_text(encoding="utf-8")
+    assert page.count("<article") == len(test)
+    assert page.count("<svg") == 2  # recall and log-ratios; so short a training has no curve
     folder = result.model_dir
     model = VisionEncoderDecoderModel.from_pretrained(folder)
     processing = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)

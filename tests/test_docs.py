@@ -30,6 +30,7 @@ def python_blocks(page: Path) -> list[str]:
         "docs/index.md",
         "docs/evaluation.md",
         "docs/metrics.md",
+        "docs/report.md",
         "docs/paper_models.md",
     ],
 )

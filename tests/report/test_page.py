@@ -75,6 +75,14 @@ def test_what_could_do_harm_stays_text(comparison):
     assert all(address.startswith(("data:", "#")) for address in addresses if address)  # no network
 
 
+def test_without_matplotlib_the_page_has_no_charts_and_says_so(comparison, monkeypatch: pytest.MonkeyPatch):
+    assert Tags(render_page(comparison)).count("svg") == 3
+    monkeypatch.setattr("hf_contrastive_caption.report.page.charts_available", lambda: False)
+    page = render_page(comparison)
+    assert Tags(page).count("svg") == 0
+    assert "matplotlib was not installed" in page
+
+
 class TestThumbnails:
     def test_small_whatever_is_in_them(self):
         noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 500, 3), dtype=np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,8 +20,10 @@ from hf_contrastive_caption.console import CommandConsole, StepProgress, no_othe
 from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.demo.comparison import ModelScores, learning_rows, score_models, two_sides_rows
 from hf_contrastive_caption.demo.settings import DemoSettings
+from hf_contrastive_caption.evaluation.images import evaluation_images
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 from hf_contrastive_caption.processing import CaptionProcessor
+from hf_contrastive_caption.report.comparison import compare_reports
 from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
 
 SHOWN_IMAGES = 3
@@ -35,12 +38,14 @@ class DemoResult:
         rows: Reference, control and contrastive captioner, in this order.
         model_dir: Folder of the contrastively tuned captioner.
         picture: File of a test image.
+        page: The comparison of the contrastive captioner with the reference, to be opened in a browser.
         seconds: How long all of it took.
     """
 
     rows: tuple[ModelScores, ...]
     model_dir: Path
     picture: Path
+    page: Path
     seconds: float
 
 
@@ -66,13 +71,16 @@ def run_demo(settings: DemoSettings | None = None, console: CommandConsole | Non
         console.say("Contrastive captioning (Dai and Lin 2017) on drawn scenes", style="bold")
         console.say()
         data = _draw(settings, console)
-        models, processor = _train(settings, data["train"], console)
+        models, processor, log_history = _train(settings, data["train"], console)
         with console.stage("Comparing on test images", len(models)) as advance:
             args = _arguments(settings, "contrastive", settings.steps)
             rows = score_models(
                 models, processor, data["validation"], data["test"], args, advance=lambda n: advance(n, "")
             )
-        result = _save(settings, models["contrastive"], processor, data["test"], rows, start)
+        with console.stage("Writing the page", 1) as advance:
+            page = _write_page(settings, models, processor, data["test"], rows, log_history)
+            advance(1, "")
+        result = _save(settings, models["contrastive"], processor, data["test"], rows, page, start)
     _show(settings, data["test"], result, console)
     return result
 
@@ -86,8 +94,8 @@ def _draw(settings: DemoSettings, console: CommandConsole) -> datasets.DatasetDi
 
 def _train(
     settings: DemoSettings, train: datasets.Dataset, console: CommandConsole
-) -> tuple[dict[str, VisionEncoderDecoderModel], CaptionProcessor]:
-    """The three captioners, the reference first, and what goes with all of them."""
+) -> tuple[dict[str, VisionEncoderDecoderModel], CaptionProcessor, list[dict[str, float]]]:
+    """The three captioners, the reference first, what goes with all of them, and the log of the last training."""
     tokenizer = word_level_tokenizer(caption for captions in train["captions"] for caption in captions)
     reference = small_captioner(tokenizer, seed=settings.seed)
     processor = captioner_for(reference, (tokenizer, small_image_processor())).processor
@@ -110,7 +118,7 @@ def _train(
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         models[name] = model
-    return models, processor
+    return models, processor, trainer.state.log_history
 
 
 def _arguments(
@@ -138,12 +146,36 @@ def _arguments(
     )
 
 
+def _write_page(
+    settings: DemoSettings,
+    models: dict[str, VisionEncoderDecoderModel],
+    processor: CaptionProcessor,
+    test: datasets.Dataset,
+    rows: list[ModelScores],
+    log_history: list[dict[str, float]],
+) -> Path:
+    """The comparison of the contrastive captioner with the reference, as a page."""
+    sides = [captioner_for(models[name], processor) for name in ("reference", "contrastive")]
+    comparison = compare_reports(
+        rows[0].report,
+        rows[2].report,
+        lambda: nullcontext(sides[0]),
+        lambda: nullcontext(sides[1]),
+        evaluation_images(test),
+        log_history=log_history,
+        batch_size=EVAL_BATCH_SIZE,
+        seed=settings.seed,
+    )
+    return comparison.save(settings.output_dir / "report")
+
+
 def _save(
     settings: DemoSettings,
     model: VisionEncoderDecoderModel,
     processor: CaptionProcessor,
     test: datasets.Dataset,
     rows: list[ModelScores],
+    page: Path,
     start: float,
 ) -> DemoResult:
     model_dir = settings.output_dir / "model"
@@ -151,7 +183,7 @@ def _save(
     processor.save_pretrained(model_dir)
     picture = settings.output_dir / f"{test[0]['image_id']}.png"
     test[0]["image"].save(picture)
-    result = DemoResult(tuple(rows), model_dir, picture, perf_counter() - start)
+    result = DemoResult(tuple(rows), model_dir, picture, page, perf_counter() - start)
     record: dict[str, Any] = {
         "settings": settings.as_dict(),
         "seconds": round(result.seconds, 1),
@@ -192,6 +224,8 @@ def _show(settings: DemoSettings, test: datasets.Dataset, result: DemoResult, co
         lines += [(scores.name, scores.captions[number]) for scores in result.rows]
         console.say()
         console.picture(row["image"], lines)
+    console.say()
+    console.say(f"Every image with both captions, word by word: open {result.page} in a browser.")
     console.say()
     console.say(f"Done in {result.seconds:.0f} s. The contrastive captioner is in {result.model_dir}; to use it:")
     console.say()

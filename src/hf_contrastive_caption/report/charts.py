@@ -5,6 +5,7 @@ Needs matplotlib, which is in the extra ``report``.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,11 @@ _CURVES = (
     ("Learning rate", ("learning_rate",)),
 )
 """What is drawn of a training: titles, and the names in the log, of training and of evaluation."""
+
+
+def charts_available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _styled(draw: Callable[P, R]) -> Callable[P, R]:

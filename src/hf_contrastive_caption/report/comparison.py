@@ -223,43 +223,73 @@ def compare_in_place(
         names: What page and tables call the two.
         shown: How many images are shown at most.
         log_history: The log of the target's training.
-        options: Arguments of :func:`evaluate_captioner`.
+        options: Arguments of :func:`evaluate_captioner`, ``batch_size`` and ``seed`` among them.
 
     Raises:
         ValueError: If ``shown`` is less than 1, or an option does not fit.
     """
-    if shown < 1:
-        raise ValueError(f"shown is {shown}, but at least one image must be shown.")
-    batch_size, seed = options["batch_size"], options["seed"]
+    _check_shown(shown)
     with reference() as captioner:
         theirs = evaluate_captioner(captioner, images, name=names[0], **options)
     with target() as captioner:
         ours = evaluate_captioner(captioner, images, name=names[1], **options)
+    return compare_reports(
+        theirs, ours, reference, target, images, shown, log_history, options["batch_size"], options["seed"]
+    )
+
+
+def compare_reports(
+    reference_report: CaptionerReport,
+    target_report: CaptionerReport,
+    reference: CaptionerInPlace,
+    target: CaptionerInPlace,
+    images: EvaluationImages,
+    shown: int = SHOWN,
+    log_history: Sequence[Mapping[str, Any]] = (),
+    batch_size: int = 32,
+    seed: int = 0,
+) -> CaptionerComparison:
+    """The comparison of two captioners that were evaluated before, on the same images.
+
+    Args:
+        reference_report: What was measured of the reference.
+        target_report: What was measured of the target.
+        reference: Puts the reference in its place.
+        target: Puts the target in its place.
+        images: The images of both reports.
+        shown: How many images are shown at most.
+        log_history: The log of the target's training.
+        batch_size: Images scored at once.
+        seed: Seed of the images that are shown, and of the negatives.
+
+    Raises:
+        ValueError: If ``shown`` is less than 1.
+    """
+    _check_shown(shown)
     numbers = _chosen(len(images), shown, seed)
     pool = images.pool.select(numbers)
-    texts = [[theirs.captions[number], ours.captions[number]] for number in numbers]
-    trials = _trials(images, numbers, seed)
+    texts = [[reference_report.captions[number], target_report.captions[number]] for number in numbers]
+    both = [[*pair, *trial] for pair, trial in zip(texts, _trials(images, numbers, seed), strict=True)]
     scores: list[list[list[CaptionScores]]] = []
     for side in (reference, target):
         with side() as captioner:
-            both = [[*captions, *trial] for captions, trial in zip(texts, trials, strict=True)]
             scores.append(score_captions(captioner, pool, both, batch_size))
     rows = list(zip(*scores, strict=True))  # of each image, the scores by reference and target
     words = [
-        [log_ratios(text, after, before) for text, before, after in zip(captions, *row, strict=False)]
-        for captions, row in zip(texts, rows, strict=True)
+        [log_ratios(text, after, before) for text, before, after in zip(pair, *row, strict=False)]
+        for pair, row in zip(texts, rows, strict=True)
     ]
     ratios = [[after.log_prob - before.log_prob for before, after in list(zip(*row, strict=True))[2:]] for row in rows]
     return CaptionerComparison(
-        reference=theirs,
-        target=ours,
+        reference=reference_report,
+        target=target_report,
         images=tuple(
             ShownImage(
                 number=number,
-                reference=_shown_caption(theirs, images, number, own[0]),
-                target=_shown_caption(ours, images, number, own[1]),
+                reference=_shown_caption(reference_report, images, number, own[0]),
+                target=_shown_caption(target_report, images, number, own[1]),
                 human=images.references[number],
-                rivals=theirs.rivals[number] if theirs.rivals else (),
+                rivals=reference_report.rivals[number] if reference_report.rivals else (),
                 thumbnail=thumbnail(pool[place]),
             )
             for place, (number, own) in enumerate(zip(numbers, words, strict=True))
@@ -268,6 +298,11 @@ def compare_in_place(
         negatives=np.array([ratio for row in ratios for ratio in row[1:]]),
         log_history=log_history,
     )
+
+
+def _check_shown(shown: int) -> None:
+    if shown < 1:
+        raise ValueError(f"shown is {shown}, but at least one image must be shown.")
 
 
 def _trials(images: EvaluationImages, numbers: Sequence[int], seed: int) -> list[list[str]]:

@@ -12,7 +12,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from hf_contrastive_caption.report.charts import log_ratio_chart, recall_chart, to_svg, training_chart
+from hf_contrastive_caption.report.charts import (
+    charts_available,
+    log_ratio_chart,
+    recall_chart,
+    to_svg,
+    training_chart,
+)
 from hf_contrastive_caption.report.thumbnails import data_uri
 
 if TYPE_CHECKING:
@@ -70,7 +76,8 @@ def render_page(comparison: CaptionerComparison) -> str:
         comparison=comparison,
         rows=differences.rows(intervals=True),
         about=differences.about(),
-        charts=list(_charts(comparison)),
+        charts=list(_charts(comparison)) if charts_available() else [],
+        charts_available=charts_available(),
         cards=[_card(image, scale, shown) for image in comparison.images],
         ranked=comparison.reference.ranks is not None and comparison.target.ranks is not None,
         referenced=comparison.target.num_referenced > 0,
