@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from hf_contrastive_caption.processing import CaptionProcessor, _digest
@@ -64,13 +65,17 @@ class PromptProcessor(CaptionProcessor):
             padding_side="left",
             return_tensors="pt",
         )
-        tensors = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+        tensors = self.arranged({name: value for name, value in features.items() if isinstance(value, torch.Tensor)})
         for name, value in tensors.items():
             if len(value) != len(images):
                 raise ValueError(
                     f"{type(read).__name__} made {len(value)} {name} of {len(images)} images, and one for each is "
                     "scored here; switch off that it cuts images into pieces (do_pan_and_scan, do_image_splitting)"
                 )
+        return tensors
+
+    def arranged(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The processor's tensors with n_images along the first dimension, as most processors make them."""
         return tensors
 
     def _encode(self, captions: Sequence[str]) -> list[list[int]]:
@@ -134,8 +139,26 @@ class SuffixProcessor(PromptProcessor):
         return self._plain_ids([self.lead + caption for caption in captions])
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchesProcessor(PromptProcessor):
+    """A :class:`PromptProcessor` for processors that give the patches of all images one after the other.
+
+    ``pixel_values`` are (n_images, most_patches, patch_dimension) here, 0 behind the patches of an image that has
+    fewer than another one, which its ``image_grid_thw`` tells: time, height and width in patches, (n_images, 3).
+    """
+
+    def arranged(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See :meth:`PromptProcessor.arranged`."""
+        of_images = tensors["pixel_values"].split(tensors["image_grid_thw"].prod(1).tolist())
+        return {**tensors, "pixel_values": pad_sequence(list(of_images), batch_first=True)}
+
+
 def prompt_processor(
-    processor: ProcessorMixin, prompt: str | None, stops: Sequence[int], max_tokens: int | None
+    processor: ProcessorMixin,
+    prompt: str | None,
+    stops: Sequence[int],
+    max_tokens: int | None,
+    kind: type[PromptProcessor] = PromptProcessor,
 ) -> PromptProcessor:
     """The processor of a chat model with a prompt.
 
@@ -144,6 +167,7 @@ def prompt_processor(
         prompt: What the user asks, or ``None``.
         stops: Tokens at which the model stops, the first of them unless the template ends an answer with another.
         max_tokens: Longest caption in tokens.
+        kind: The class to make.
 
     Raises:
         ValueError: If there is no chat template, it has no place for the image, or the tokenizer has no padding.
@@ -172,7 +196,7 @@ def prompt_processor(
     if whole.startswith(question) and _CAPTION in whole:
         lead, tail = whole[len(question) :].split(_CAPTION, 1)
     ends = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in stops]
-    return PromptProcessor(
+    return kind(
         tokenizer=tokenizer,
         image_processor=processor.image_processor,
         end_token_id=[*ends, *stops][0],

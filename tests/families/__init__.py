@@ -10,6 +10,7 @@ from tests.families.common import Family
 from tests.families.encoder_decoder import ENCODER_DECODERS
 from tests.families.git import GIT
 from tests.families.idefics3 import IDEFICS3, SMOLVLM
+from tests.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
 FAMILIES = (
     *ENCODER_DECODERS,
@@ -21,6 +22,9 @@ FAMILIES = (
     BLIP2,
     IDEFICS3,
     SMOLVLM,
+    QWEN2_VL,
+    QWEN2_5_VL,
+    QWEN3_VL,
 )
 
 __all__ = ["FAMILIES", "Family"]

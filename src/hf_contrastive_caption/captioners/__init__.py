@@ -10,6 +10,7 @@ from hf_contrastive_caption.captioners.encoder_decoder import EncoderDecoderCapt
 from hf_contrastive_caption.captioners.git import GitCaptioner
 from hf_contrastive_caption.captioners.idefics3 import Idefics3Captioner
 from hf_contrastive_caption.captioners.prefix import PrefixCaptioner
+from hf_contrastive_caption.captioners.qwen_vl import Qwen2VLCaptioner, Qwen3VLCaptioner
 from hf_contrastive_caption.captioners.registry import captioner_for, register_captioner
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "LlavaCaptioner",
     "PaliGemmaCaptioner",
     "PrefixCaptioner",
+    "Qwen2VLCaptioner",
+    "Qwen3VLCaptioner",
     "caption_batch",
     "captioner_for",
     "register_captioner",

@@ -21,9 +21,6 @@ from hf_contrastive_caption.captioners.settings import check_vocabulary, first_g
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor, SuffixProcessor, prompt_processor
 
-_OF_PROMPT = ("input_ids", "attention_mask", "token_type_ids")
-"""What comes with images but is of the prompt."""
-
 
 class ChatCaptioner(PrefixCaptioner):
     """Scores captions as answers of a chat model, behind an image and a prompt that are not scored.
@@ -35,12 +32,14 @@ class ChatCaptioner(PrefixCaptioner):
         decoder_path: Where in the model its language model is.
         first_position: The number from which positions are counted.
         caption_type: What ``token_type_ids`` say of a caption, for processors that give them.
+        beside_pixels: What comes with images but is no pixels: most of it is of the prompt.
     """
 
     takes_prompt = True
     decoder_path: ClassVar[str] = "model.language_model"
     first_position: ClassVar[int] = 0
     caption_type: ClassVar[int] = 0
+    beside_pixels: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids")
     vision_path = "model.vision_tower"
     projection_path = "model.multi_modal_projector"
 
@@ -104,7 +103,7 @@ class ChatCaptioner(PrefixCaptioner):
 
     def beside_states(self, images: Images) -> Images:
         """See :meth:`PrefixCaptioner.beside_states`: the tokens of the prompt."""
-        return {name: images[name] for name in _OF_PROMPT if name in images}
+        return {name: images[name] for name in self.beside_pixels if name in images}
 
     def prefix(self, images: Images) -> Prefix:
         """See :meth:`PrefixCaptioner.prefix`: image and prompt, each token seeing those before it."""

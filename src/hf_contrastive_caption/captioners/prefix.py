@@ -99,6 +99,10 @@ class PrefixCaptioner(Captioner):
         """
         return mask
 
+    def position_shift(self, images: Images) -> Tensor | int:
+        """How far the model's positions behind a prompt are from a count of its tokens, (n_images, 1), or the same."""
+        return 0
+
     def behind_cache(self, **arguments: Any) -> ModelOutput:
         """Call the model with text alone, without gradients: what is before it lies in the cache."""
         outputs: ModelOutput = self.base_model(**arguments)
@@ -120,6 +124,7 @@ class PrefixCaptioner(Captioner):
         assert isinstance(other, PrefixCaptioner) and type(other) is type(self)
         self._vision = other._vision
         self.base_model.set_submodule(self.vision_path, self._vision)
+        self._projection = self.base_model.get_submodule(self.projection_path)  # which may be within
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states are (n_images, ...), and tokens of a prompt stay beside them."""
@@ -181,7 +186,7 @@ class PrefixCaptioner(Captioner):
         """See :meth:`Captioner.trie_scorer`; keeps each layer's keys and values of images and prompt."""
         states = self.encode(images)
         logits_bytes = self.max_logits_bytes if max_logits_bytes is None else max_logits_bytes
-        prefix = self.prefix(states)
+        prefix, shift = self.prefix(states), self.position_shift(states)
         cache = self._prefilled(states)
         length = prefix.real.shape[1]
         num_images = prefix.real.shape[0]
@@ -197,7 +202,7 @@ class PrefixCaptioner(Captioner):
                 try:
                     outputs = self.behind_cache(
                         input_ids=trie.input_ids.expand(num_images, -1),
-                        position_ids=positions,
+                        position_ids=positions + shift,
                         attention_mask=self.layer_masks(mask, positions, seen),
                         past_key_values=cache,
                         use_cache=True,

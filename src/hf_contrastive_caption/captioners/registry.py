@@ -18,6 +18,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
+    Qwen3VLConfig,
     SmolVLMConfig,
     VisionEncoderDecoderConfig,
 )
@@ -29,6 +32,7 @@ from hf_contrastive_caption.captioners.chat import Gemma3Captioner, LlavaCaption
 from hf_contrastive_caption.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hf_contrastive_caption.captioners.git import GitCaptioner
 from hf_contrastive_caption.captioners.idefics3 import Idefics3Captioner
+from hf_contrastive_caption.captioners.qwen_vl import Qwen2VLCaptioner, Qwen3VLCaptioner
 from hf_contrastive_caption.captioners.recurrent import RecurrentCaptioner
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
 from hf_contrastive_caption.models.recurrent import RecurrentCaptionerConfig
@@ -47,6 +51,9 @@ _CAPTIONERS: dict[type[PreTrainedConfig], type[Captioner]] = {
     Idefics3Config: Idefics3Captioner,
     LlavaConfig: LlavaCaptioner,
     PaliGemmaConfig: PaliGemmaCaptioner,
+    Qwen2VLConfig: Qwen2VLCaptioner,
+    Qwen2_5_VLConfig: Qwen2VLCaptioner,
+    Qwen3VLConfig: Qwen3VLCaptioner,
     SmolVLMConfig: Idefics3Captioner,
     RecurrentCaptionerConfig: RecurrentCaptioner,
 }
