@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_contrastive_caption.captioners import Captioner, captioner_for
+from hf_contrastive_caption.captioners import Captioner, caption_batch, captioner_for
 from hf_contrastive_caption.captioners.pairs import PairScorer
 from hf_contrastive_caption.generation import caption_images
 from tests import tiny
@@ -93,6 +93,21 @@ class TestSizes:
         together = caption_images(captioner.model, captioner.processor, pictures(), **options)
         assert together == caption_images(captioner.model, captioner.processor, pictures(), batch_size=1, **options)
         assert len(set(together)) > 1
+
+    def test_beams_are_scored_with_their_own_image(self, kind: Kind) -> None:
+        captioner = qwen(kind)
+        inputs = captioner.processor.process_images(pictures())
+        patches = [pixels[:size] for pixels, size in zip(inputs["pixel_values"], (64, 48, 60), strict=True)]
+        plain = {**inputs, "pixel_values": torch.cat(patches)}
+        options = {"num_beams": 3, "max_new_tokens": 4, "min_new_tokens": 4, "length_penalty": 0.0, "do_sample": False}
+        kept = {"return_dict_in_generate": True, "output_scores": True}
+        found = captioner.base_model.eval().generate(**plain, **options, **kept)
+        sequences = captioner.generate(inputs, **options)
+        assert torch.equal(found.sequences[:, inputs["input_ids"].shape[1] :], sequences)
+        captions = caption_batch(sequences.tolist(), [0, 1, 2])
+        with torch.no_grad():
+            scores = captioner.log_probs(captioner.model, inputs, captions)
+        torch.testing.assert_close(found.sequences_scores, scores, rtol=0, atol=1e-4)
 
     def test_what_the_model_keeps_of_a_call_is_not_used_in_the_next(self, kind: Kind) -> None:
         captioner, captions = qwen(kind), tiny.captions([0, 1, 2, 1, 0])

@@ -10,6 +10,7 @@ from tests.families.common import Family
 from tests.families.encoder_decoder import ENCODER_DECODERS
 from tests.families.git import GIT
 from tests.families.idefics3 import IDEFICS3, SMOLVLM
+from tests.families.llava_next import LLAVA_NEXT, LLAVA_ONEVISION
 from tests.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
 FAMILIES = (
@@ -22,6 +23,8 @@ FAMILIES = (
     BLIP2,
     IDEFICS3,
     SMOLVLM,
+    LLAVA_NEXT,
+    LLAVA_ONEVISION,
     QWEN2_VL,
     QWEN2_5_VL,
     QWEN3_VL,

@@ -9,6 +9,7 @@ from hf_contrastive_caption.captioners.cross_attention import CrossAttentionCapt
 from hf_contrastive_caption.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hf_contrastive_caption.captioners.git import GitCaptioner
 from hf_contrastive_caption.captioners.idefics3 import Idefics3Captioner
+from hf_contrastive_caption.captioners.llava_next import LlavaNextCaptioner
 from hf_contrastive_caption.captioners.prefix import PrefixCaptioner
 from hf_contrastive_caption.captioners.qwen_vl import Qwen2VLCaptioner, Qwen3VLCaptioner
 from hf_contrastive_caption.captioners.registry import captioner_for, register_captioner
@@ -26,6 +27,7 @@ __all__ = [
     "Idefics3Captioner",
     "Images",
     "LlavaCaptioner",
+    "LlavaNextCaptioner",
     "PaliGemmaCaptioner",
     "PrefixCaptioner",
     "Qwen2VLCaptioner",

@@ -32,14 +32,16 @@ class ChatCaptioner(PrefixCaptioner):
         decoder_path: Where in the model its language model is.
         first_position: The number from which positions are counted.
         caption_type: What ``token_type_ids`` say of a caption, for processors that give them.
-        beside_pixels: What comes with images but is no pixels: most of it is of the prompt.
+        of_prompt: What comes with images but is of the prompt.
+        of_shape: What of an image the model's forward takes beside its pixels, such as its size.
     """
 
     takes_prompt = True
     decoder_path: ClassVar[str] = "model.language_model"
     first_position: ClassVar[int] = 0
     caption_type: ClassVar[int] = 0
-    beside_pixels: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids")
+    of_prompt: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids")
+    of_shape: ClassVar[tuple[str, ...]] = ()
     vision_path = "model.vision_tower"
     projection_path = "model.multi_modal_projector"
 
@@ -102,8 +104,8 @@ class ChatCaptioner(PrefixCaptioner):
         return decoder
 
     def beside_states(self, images: Images) -> Images:
-        """See :meth:`PrefixCaptioner.beside_states`: the tokens of the prompt."""
-        return {name: images[name] for name in self.beside_pixels if name in images}
+        """See :meth:`PrefixCaptioner.beside_states`: the tokens of the prompt, and the shapes of images."""
+        return {name: images[name] for name in (*self.of_prompt, *self.of_shape) if name in images}
 
     def prefix(self, images: Images) -> Prefix:
         """See :meth:`PrefixCaptioner.prefix`: image and prompt, each token seeing those before it."""
@@ -125,6 +127,7 @@ class ChatCaptioner(PrefixCaptioner):
                 "input_ids": torch.cat([images["input_ids"][:, : prefix.real.shape[1]], rows.input_ids], dim=1),
                 "position_ids": positions,  # (n_images, length + width)
                 "attention_mask": self.layer_masks(mask, positions, positions),
+                **self._shapes(images),
             }
         of_rows = {
             name: value.index_select(0, captions["image_index"]) for name, value in self.beside_states(images).items()
@@ -134,6 +137,7 @@ class ChatCaptioner(PrefixCaptioner):
             "input_ids": torch.cat([of_rows["input_ids"][:, :-1], rows.input_ids], dim=1),
             "position_ids": torch.cat([prefix.positions, prefix.first[:, None] + rows.position_ids], dim=1),
             "attention_mask": torch.cat([prefix.real, rows.caption_ids >= 0], dim=1).long(),
+            **self._shapes(of_rows),
         }
         if "token_type_ids" in images:  # the first token of a row is the prompt's last one
             types = torch.full_like(rows.input_ids[:, 1:], self.caption_type)
@@ -159,16 +163,19 @@ class ChatCaptioner(PrefixCaptioner):
             arguments["token_type_ids"] = torch.cat([types, torch.full_like(inputs, self.caption_type)], dim=1)
         if not mask.all():  # the model would count positions from the padding
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + self.first_position
-        return {**self._pixels(images), **arguments}
+        return {**self._pixels(images), **self._shapes(images), **arguments}
 
     def run_vision(self, images: Images) -> None:
         """See :meth:`PrefixCaptioner.run_vision`."""
         model: Any = self.base_model
-        model.get_image_features(**self._pixels(images))
+        model.get_image_features(**self._pixels(images), **self._shapes(images))
 
     def generate(self, images: Images, **arguments: Any) -> Tensor:
         """See :meth:`Captioner.generate`."""
         return super().generate(images, **arguments)[:, images["input_ids"].shape[1] :]
+
+    def _shapes(self, images: Images) -> Images:
+        return {name: images[name] for name in self.of_shape}
 
 
 class LlavaCaptioner(ChatCaptioner):

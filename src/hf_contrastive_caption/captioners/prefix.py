@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -275,6 +275,11 @@ def packed_mask(prefix: Prefix, caption_ids: Tensor, dtype: torch.dtype) -> Tens
     left = torch.zeros(left.shape, dtype=dtype, device=own.device).masked_fill_(~left, lowest)
     right = torch.cat([own.new_full((*own.shape[:2], left.shape[2], width), lowest), own], dim=2)
     return torch.cat([left[:, None], right], dim=3)
+
+
+def unpadded(padded: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """What is real of each row of a padded tensor: n_rows tensors, (count, ...)."""
+    return [row[:count] for row, count in zip(padded, counts, strict=True)]
 
 
 def replace_mask(module: nn.Module, mask: Tensor) -> RemovableHandle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.chat import ChatCaptioner
 from hf_contrastive_caption.captioners.packing import DecoderRows
-from hf_contrastive_caption.captioners.prefix import IMAGE_STATES
+from hf_contrastive_caption.captioners.prefix import IMAGE_STATES, unpadded
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PatchesProcessor, PromptProcessor, prompt_processor
 
@@ -36,7 +35,8 @@ class Qwen2VLCaptioner(ChatCaptioner):
 
     vision_path = "model.visual"
     projection_path = "model.visual.merger"
-    beside_pixels = ("input_ids", "attention_mask", "mm_token_type_ids", GRID)
+    of_prompt = ("input_ids", "attention_mask", "mm_token_type_ids")
+    of_shape = (GRID,)
 
     def __init__(self, model: nn.Module, processor: CaptionProcessor, **options: Any) -> None:
         super().__init__(model, processor, **options)
@@ -69,26 +69,26 @@ class Qwen2VLCaptioner(ChatCaptioner):
         return type(outputs)(**{**outputs, "pooler_output": states})
 
     def text_arguments(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> dict[str, Any]:
-        """See :meth:`PrefixCaptioner.text_arguments`; with the grid of the image of each row."""
+        """See :meth:`PrefixCaptioner.text_arguments`."""
         arguments = super().text_arguments(images, captions, rows)
         positions, shift = self._rotary(images)
-        positions, grid = positions[:, :, :-1], images[GRID]
         if not rows.packed:
             image = captions["image_index"]
-            positions, shift, grid = positions.index_select(1, image), shift[image], grid[image]
-        behind = arguments["position_ids"][:, positions.shape[2] :] + shift  # (rows, width), the same on all axes
-        positions = torch.cat([positions, behind.expand(3, -1, -1)], dim=2)  # (3, rows, length + width)
-        return {**arguments, "position_ids": positions, GRID: grid}
+            positions, shift = positions.index_select(1, image), shift.index_select(0, image)
+        length = positions.shape[2] - 1  # the prompt's last token is each caption's first
+        behind = arguments["position_ids"][:, length:] + shift  # (rows, width), the same on all axes
+        positions = torch.cat([positions[:, :, :length], behind.expand(3, -1, -1)], dim=2)  # (3, rows, length + width)
+        return {**arguments, "position_ids": positions}
 
     def plain_arguments(self, images: Images, inputs: Tensor) -> dict[str, Any]:
         """See :meth:`PrefixCaptioner.plain_arguments`; the model finds the positions itself, also behind padding."""
         text = torch.zeros_like(inputs)
         return {
             **self._pixels(images),
+            **self._shapes(images),
             "input_ids": torch.cat([images["input_ids"], inputs], dim=1),
             "attention_mask": torch.cat([images["attention_mask"], torch.ones_like(inputs)], dim=1),
             "mm_token_type_ids": torch.cat([images["mm_token_type_ids"], text], dim=1),
-            GRID: images[GRID],
         }
 
     def position_shift(self, images: Images) -> Tensor:
@@ -108,7 +108,7 @@ class Qwen2VLCaptioner(ChatCaptioner):
         pixels = super()._pixels(images)
         if IMAGE_STATES in images:
             return pixels
-        return {"pixel_values": torch.cat(_unpadded(pixels["pixel_values"], images[GRID].prod(1).tolist()))}
+        return {"pixel_values": torch.cat(unpadded(pixels["pixel_values"], images[GRID].prod(1).tolist()))}
 
     def _state_hooks(self, images: Images, image_index: Tensor | None) -> list[RemovableHandle]:
         """Hooks that have the vision encoder run on each image once, or on nothing, and give the states of each row.
@@ -128,7 +128,7 @@ class Qwen2VLCaptioner(ChatCaptioner):
             return args, {**arguments, "grid_thw": encoded}
 
         def put_states(module: nn.Module, args: tuple[Any, ...], outputs: ModelOutput) -> ModelOutput:
-            of_images = self.states_in(outputs).split(counts) if given is None else _unpadded(given, counts)
+            of_images = self.states_in(outputs).split(counts) if given is None else unpadded(given, counts)
             return self.with_states(outputs, torch.cat([of_images[image] for image in order]))
 
         return [
@@ -193,11 +193,6 @@ class Qwen3VLCaptioner(Qwen2VLCaptioner):
         """See :meth:`Qwen2VLCaptioner.with_states`."""
         first, *deeper = states.chunk(1 + len(outputs["deepstack_features"]), dim=1)
         return type(outputs)(**{**outputs, "pooler_output": first, "deepstack_features": deeper})
-
-
-def _unpadded(padded: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """What is real of each row of a padded tensor, (count, ...)."""
-    return [row[:count] for row, count in zip(padded, counts, strict=True)]
 
 
 def _patch_dimension(config: PreTrainedConfig) -> int:

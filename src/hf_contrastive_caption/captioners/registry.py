@@ -13,6 +13,8 @@ from transformers import (
     GitConfig,
     Idefics3Config,
     LlavaConfig,
+    LlavaNextConfig,
+    LlavaOnevisionConfig,
     PaliGemmaConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -32,6 +34,7 @@ from hf_contrastive_caption.captioners.chat import Gemma3Captioner, LlavaCaption
 from hf_contrastive_caption.captioners.encoder_decoder import EncoderDecoderCaptioner
 from hf_contrastive_caption.captioners.git import GitCaptioner
 from hf_contrastive_caption.captioners.idefics3 import Idefics3Captioner
+from hf_contrastive_caption.captioners.llava_next import LlavaNextCaptioner
 from hf_contrastive_caption.captioners.qwen_vl import Qwen2VLCaptioner, Qwen3VLCaptioner
 from hf_contrastive_caption.captioners.recurrent import RecurrentCaptioner
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
@@ -50,6 +53,8 @@ _CAPTIONERS: dict[type[PreTrainedConfig], type[Captioner]] = {
     GitConfig: GitCaptioner,
     Idefics3Config: Idefics3Captioner,
     LlavaConfig: LlavaCaptioner,
+    LlavaNextConfig: LlavaNextCaptioner,
+    LlavaOnevisionConfig: LlavaNextCaptioner,
     PaliGemmaConfig: PaliGemmaCaptioner,
     Qwen2VLConfig: Qwen2VLCaptioner,
     Qwen2_5_VLConfig: Qwen2VLCaptioner,
