@@ -100,7 +100,7 @@ class PrefixCaptioner(Captioner):
         return mask
 
     def position_shift(self, images: Images) -> Tensor | int:
-        """How far the model's positions behind a prompt are from a count of its tokens, (n_images, 1), or the same."""
+        """What is added to a count of tokens for positions behind a prompt, (n_images, 1), or one number for all."""
         return 0
 
     def behind_cache(self, **arguments: Any) -> ModelOutput:
@@ -124,7 +124,7 @@ class PrefixCaptioner(Captioner):
         assert isinstance(other, PrefixCaptioner) and type(other) is type(self)
         self._vision = other._vision
         self.base_model.set_submodule(self.vision_path, self._vision)
-        self._projection = self.base_model.get_submodule(self.projection_path)  # which may be within
+        self._projection = self.base_model.get_submodule(self.projection_path)  # may be a part of it
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states are (n_images, ...), and tokens of a prompt stay beside them."""
