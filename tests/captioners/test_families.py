@@ -122,9 +122,8 @@ class TestScores:
         captioner = captioner_of(family)
         model, inputs, captions = captioner.model, inputs_of(captioner), tiny.captions(IMAGE_INDEX)
         assert (captioner.vision is not None) == family.vision
-        before_states = ("vision_model.", "qformer.", "query_tokens")  # of BLIP-2
         for name, weight in (captioner.vision or model).named_parameters():
-            weight.requires_grad_(captioner.vision is None and not name.startswith(before_states))
+            weight.requires_grad_(captioner.vision is None and not name.startswith(family.before_states))
         expected = gradients(model, naive_captions(family, model, inputs, captions))
         ours = gradients(model, captioner.log_probs(model, captioner.encode(inputs), captions))
         assert relative_difference(ours, expected) < 1e-4

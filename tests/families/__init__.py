@@ -4,7 +4,7 @@ The naive twins are the few lines that a user of the model alone would write, no
 """
 
 from tests.families.blip import BLIP
-from tests.families.blip2 import BLIP2
+from tests.families.blip2 import BLIP2, BLIP2_T5
 from tests.families.chat import GEMMA3, LLAVA, PALIGEMMA
 from tests.families.common import Family
 from tests.families.encoder_decoder import ENCODER_DECODERS
@@ -21,6 +21,7 @@ FAMILIES = (
     GEMMA3,
     PALIGEMMA,
     BLIP2,
+    BLIP2_T5,
     IDEFICS3,
     SMOLVLM,
     LLAVA_NEXT,

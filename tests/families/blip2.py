@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
@@ -14,11 +15,12 @@ from transformers import (
     Blip2VisionConfig,
     OPTConfig,
     PreTrainedConfig,
+    T5Config,
 )
 
 from tests import tiny
 from tests.families.chat import CHAT_TOKENS, CHAT_WORDS, LLAVA
-from tests.families.common import LAYERS, VISION
+from tests.families.common import LAYERS, VISION, Inputs
 
 
 def blip2_processing() -> Blip2Processor:
@@ -56,5 +58,40 @@ BLIP2 = replace(
     processing=blip2_processing,
     tokenizer=lambda: blip2_processing().tokenizer,
     vision=False,
+    before_states=("vision_model.", "qformer.", "query_tokens"),
     adapt=r".*(q_proj|v_proj)",
+)
+
+
+def blip2_t5_model(dropout: float = 0.0, seed: int = 0, **text: Any) -> Blip2ForConditionalGeneration:
+    """A tiny BLIP-2 in training mode around T5: two layers on either side, and a bias for near and far tokens."""
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.0}
+    tokens = {**CHAT_TOKENS, "decoder_start_token_id": tiny.PAD}
+    distances = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
+    config = T5Config(**{**tokens, **sizes, **distances, "dropout_rate": dropout, **text})
+    model = blip2_model(dropout, seed, config, use_decoder_only_language_model=False)
+    generator = torch.Generator().manual_seed(seed)
+    for stack in (model.language_model.encoder, model.language_model.decoder):
+        bias = stack.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
+        torch.nn.init.normal_(bias.weight, generator=generator)  # nearly 0 in a new model
+    return model
+
+
+def _t5_logits(model: Any, inputs: Inputs, ids: Tensor) -> Tensor:
+    before = torch.cat([torch.tensor([tiny.PAD]), ids[:-1]])[None]
+    return model(**inputs, decoder_input_ids=before).logits[0]
+
+
+def _t5_loss(model: Any, inputs: Inputs, ids: Tensor) -> Tensor:
+    return model(**inputs, labels=ids[None]).loss
+
+
+BLIP2_T5 = replace(
+    BLIP2,
+    name="blip2_t5",
+    model=blip2_t5_model,
+    logits=_t5_logits,
+    loss=_t5_loss,
+    before_states=(*BLIP2.before_states, "language_projection.", "language_model.encoder.", "language_model.shared."),
+    adapt=r".*(q|v)",
 )

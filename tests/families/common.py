@@ -31,6 +31,8 @@ class Family:
         options: Of ``captioner_for``.
         tokenizer: Makes its tokenizer.
         vision: Whether it has a vision encoder that can be frozen by itself.
+        before_states: How the names of the weights begin that make the states of ``encode``, for a family that has
+            no such encoder.
         adapt: Names of the modules that get adapters.
     """
 
@@ -44,6 +46,7 @@ class Family:
     options: tuple[tuple[str, Any], ...] = ()
     tokenizer: Callable[[], Any] = tiny.tokenizer
     vision: bool = True
+    before_states: tuple[str, ...] = ()
     adapt: str = r".*(query|value|q_proj|v_proj|c_attn)"
 
     def __str__(self) -> str:

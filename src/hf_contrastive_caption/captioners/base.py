@@ -87,6 +87,11 @@ class Captioner(ABC):
     # What a family has to say -----------------------------------------------------------------------------------
 
     @classmethod
+    def for_model(cls, model: PreTrainedModel) -> type[Captioner]:
+        """The class that serves a model with the registered config: this one, unless such models are of two kinds."""
+        return cls
+
+    @classmethod
     @abstractmethod
     def make_processor(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
@@ -323,8 +328,8 @@ class Captioner(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the model's floating weights."""
-        return next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
+        """The dtype of the decoder's floating weights; other parts of a float16 model may be float32."""
+        return next(weight.dtype for weight in self.decoder.parameters() if weight.is_floating_point())
 
 
 def _is_peft(model: nn.Module) -> bool:

@@ -1,14 +1,37 @@
-"""BLIP-2 captioners: ``Blip2ForConditionalGeneration`` with a decoder-only language model."""
+"""BLIP-2 captioners: ``Blip2ForConditionalGeneration``, with a decoder-only language model or an encoder-decoder."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-from transformers import Blip2ForConditionalGeneration, ProcessorMixin
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import (
+    BaseImageProcessor,
+    EncoderDecoderCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import ModelOutput
 
+from hf_contrastive_caption.captioners.base import Captioner
+from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.chat import ChatCaptioner
+from hf_contrastive_caption.captioners.cross_attention import ENCODER_STATES, CrossAttentionCaptioner
+from hf_contrastive_caption.captioners.packing import DecoderRows
+from hf_contrastive_caption.captioners.prefix import replace_mask
+from hf_contrastive_caption.captioners.settings import (
+    check_vocabulary,
+    given_start_token,
+    setting,
+    stop_tokens,
+    to_dtype,
+)
+from hf_contrastive_caption.captioners.tries import PrefixTrie, additive
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor, SuffixProcessor
 
@@ -24,16 +47,10 @@ class Blip2Captioner(ChatCaptioner):
     projection_path = "language_projection"
     decoder_path = "language_model"
 
-    def __init__(self, model: nn.Module, processor: CaptionProcessor, **options: Any) -> None:
-        super().__init__(model, processor, **options)
-        captioner = self.base_model
-        assert isinstance(captioner, Blip2ForConditionalGeneration)
-        if not captioner.config.use_decoder_only_language_model:
-            raise ValueError(
-                f"the language model of this BLIP-2 is {type(captioner.language_model).__name__}, which reads the "
-                "image in an encoder of its own, and captions are scored behind image and prompt in one row; use a "
-                "checkpoint with a decoder-only language model, such as Salesforce/blip2-opt-2.7b"
-            )
+    @classmethod
+    def for_model(cls, model: PreTrainedModel) -> type[Captioner]:
+        """See :meth:`Captioner.for_model`: an encoder-decoder reads image and prompt in its encoder."""
+        return cls if model.config.use_decoder_only_language_model else Blip2EncoderDecoderCaptioner
 
     @property
     def vision(self) -> None:
@@ -45,20 +62,168 @@ class Blip2Captioner(ChatCaptioner):
         cls, processor: ProcessorMixin, prompt: str | None, stops: list[int], max_tokens: int | None
     ) -> PromptProcessor:
         """See :meth:`ChatCaptioner.read_prompt`."""
-        return SuffixProcessor(
-            tokenizer=processor.tokenizer,
-            image_processor=processor.image_processor,
-            end_token_id=stops[0],
-            max_caption_tokens=max_tokens,
-            add_special_tokens=False,
-            processor=processor,
-            prompt=prompt,
-            question=prompt or "",
-            lead=" " if prompt else "",  # "Question: what is this? Answer: a dog", but "a dog" behind the start token
-        )
+        lead = " " if prompt else ""  # "Question: what is this? Answer: a dog", but "a dog" behind the start token
+        return _read_prompt(processor, prompt, stops[0], max_tokens, lead)
 
     def behind_cache(self, **arguments: Any) -> ModelOutput:
         """See :meth:`PrefixCaptioner.behind_cache`: BLIP-2's own forward always takes images."""
         model: Any = self.base_model
         outputs: ModelOutput = model.language_model(**arguments)
         return outputs
+
+
+class Blip2EncoderDecoderCaptioner(CrossAttentionCaptioner):
+    """Scores captions with BLIP-2 around an encoder-decoder: T5 reads image and prompt, and its decoder the captions.
+
+    Image and prompt go through the language model's encoder once per image, and the states of :meth:`encode` are what
+    it gives. T5 knows no positions, but how far apart two tokens of a row are. Those of a packed caption are as far
+    apart as in a row of its own; between the nodes of a trie the difference of their depths is put in.
+    """
+
+    takes_prompt = True
+    vision_path = "language_model.encoder"
+    decoder_path = "language_model.decoder"
+    text_arguments = "decoder_"
+
+    def __init__(self, model: nn.Module, processor: CaptionProcessor, **options: Any) -> None:
+        super().__init__(model, processor, **options)
+        language_model = self.base_model.get_submodule("language_model")
+        assert isinstance(language_model, PreTrainedModel)
+        self._language_model = language_model
+        text: PreTrainedConfig = self.base_model.config.text_config
+        check_vocabulary(text, processor, "model")
+        self.start_token_id = given_start_token(
+            setting(text, "decoder_start_token_id"),
+            setting(language_model.generation_config, "decoder_start_token_id"),
+            setting(text, "pad_token_id"),
+        )
+        self.read_decoder()
+        self.position_limit = None  # some configs of T5 say how long the texts were that it was trained on
+
+    @classmethod
+    def make_processor(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
+    ) -> CaptionProcessor:
+        """See :meth:`Captioner.make_processor`; :meth:`make_prompt_processor` takes its place."""
+        raise TypeError(f"{type(model).__name__} needs its whole processor, as loaded by AutoProcessor")
+
+    @classmethod
+    def make_prompt_processor(
+        cls, model: PreTrainedModel, processor: ProcessorMixin, prompt: str | None
+    ) -> CaptionProcessor:
+        """See :meth:`Captioner.make_prompt_processor`: the prompt is the encoder's, so a caption stands alone."""
+        stops = stop_tokens(model, model.config.text_config, processor.tokenizer)
+        return _read_prompt(processor, prompt, stops[0], None, lead="")
+
+    @property
+    def vision(self) -> None:
+        """See :attr:`Captioner.vision`: the prompt is in the states, and its embeddings are the decoder's as well."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """See :attr:`Captioner.name`."""
+        return f"{type(self.base_model).__name__} of {type(self._language_model).__name__}"
+
+    def output_embeddings(self) -> nn.Module:
+        """See :meth:`CrossAttentionCaptioner.output_embeddings`: the decoder itself has none."""
+        embeddings: nn.Module = self._language_model.get_output_embeddings()
+        return embeddings
+
+    def encode(self, images: Images) -> Images:
+        """See :meth:`Captioner.encode`; the states are (n_images, length of image and prompt, hidden_size)."""
+        if ENCODER_STATES in images:
+            return images
+        self._hold_norms()
+        found: list[Tensor] = []
+        hook = self._encoder.register_forward_hook(lambda module, args, output: found.append(output[0]))
+        inputs = {name: to_dtype(value, self.dtype) for name, value in images.items()}
+        start = images["input_ids"].new_full((len(images["input_ids"]), 1), self.start_token_id)
+        try:
+            with torch.no_grad():
+                self.base_model(**inputs, decoder_input_ids=start, use_cache=False)
+        finally:
+            hook.remove()
+        return {ENCODER_STATES: found[0], "attention_mask": images["attention_mask"]}
+
+    def states_arguments(self, states: Tensor) -> dict[str, Any]:
+        """See :meth:`CrossAttentionCaptioner.states_arguments`; with an image and a text that nobody reads."""
+        size = self.base_model.config.vision_config.image_size
+        return {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=states),
+            "pixel_values": states.new_zeros(1, 3, size, size),
+            "input_ids": torch.full((1, 1), self.pad_token_id, device=states.device),
+        }
+
+    def position_arguments(self, rows: DecoderRows) -> dict[str, Tensor]:
+        """See :meth:`CrossAttentionCaptioner.position_arguments`: T5 sees distances within the row."""
+        return {}
+
+    def prepare(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> dict[str, Any]:
+        """See :meth:`Captioner.prepare`; the mask of image and prompt is for each row of the decoder."""
+        mask = images["attention_mask"]
+        of_rows = mask if rows.packed else mask.index_select(0, captions["image_index"])
+        return {**super().prepare(images, captions, rows), "attention_mask": of_rows}
+
+    def repeating_hooks(self, images: Images, captions: CaptionBatch) -> list[RemovableHandle]:
+        """See :meth:`CrossAttentionCaptioner.repeating_hooks`; the encoder's mask is for each image."""
+        own = replace_mask(self._encoder, images["attention_mask"])
+        return [own, *super().repeating_hooks(images, captions)]
+
+    def trie_logits(self, states: Images, trie: PrefixTrie, cache: EncoderDecoderCache) -> Tensor:
+        """See :meth:`CrossAttentionCaptioner.trie_logits`."""
+        num_images = len(states[ENCODER_STATES])
+        hook = self._distances().register_forward_pre_hook(_depths_for_distances(trie.depth))
+        try:
+            logits: Tensor = self._language_model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states[ENCODER_STATES]),
+                attention_mask=states["attention_mask"],
+                decoder_input_ids=trie.input_ids.expand(num_images, -1),
+                decoder_attention_mask=additive(trie.mask, self.dtype).expand(num_images, -1, -1, -1),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        finally:
+            hook.remove()
+        return logits
+
+    def generate(self, images: Images, **arguments: Any) -> Tensor:
+        """See :meth:`Captioner.generate`; behind the token that captions are scored behind."""
+        return super().generate(images, **{"decoder_start_token_id": self.start_token_id, **arguments})
+
+    def _distances(self) -> nn.Embedding:
+        """T5's table of what it adds to attention for each distance, which the first layer reads for all."""
+        table = self.decoder.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
+        assert isinstance(table, nn.Embedding)
+        return table
+
+
+def _depths_for_distances(depth: Tensor) -> Any:
+    """A hook that has the table of distances read where the depths of two nodes say, instead of their places.
+
+    The table is asked with the kind of each distance, (n_nodes, n_nodes), and its last row has all kinds: that of
+    distance ``d`` stands ``d`` places before its end. No two nodes that see each other are farther apart.
+    """
+
+    def put_depths(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        kinds = args[0][-1].flip(0)  # (n_nodes,) by distance
+        return (kinds[(depth[:, None] - depth).clamp(min=0)],)
+
+    return put_depths
+
+
+def _read_prompt(
+    processor: ProcessorMixin, prompt: str | None, stop: int, max_tokens: int | None, lead: str
+) -> PromptProcessor:
+    """BLIP-2's processor puts the image before the prompt, and needs no chat template."""
+    return SuffixProcessor(
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+        end_token_id=stop,
+        max_caption_tokens=max_tokens,
+        add_special_tokens=False,
+        processor=processor,
+        prompt=prompt,
+        question=prompt or "",
+        lead=lead,
+    )

@@ -17,7 +17,13 @@ from transformers import (
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.packing import DecoderRows
 from hf_contrastive_caption.captioners.prefix import Prefix, PrefixCaptioner, packed_mask
-from hf_contrastive_caption.captioners.settings import check_vocabulary, first_given, position_limit, setting
+from hf_contrastive_caption.captioners.settings import (
+    check_vocabulary,
+    first_given,
+    position_limit,
+    setting,
+    stop_tokens,
+)
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor, SuffixProcessor, prompt_processor
 
@@ -73,16 +79,8 @@ class ChatCaptioner(PrefixCaptioner):
         cls, model: PreTrainedModel, processor: ProcessorMixin, prompt: str | None
     ) -> CaptionProcessor:
         """See :meth:`Captioner.make_prompt_processor`."""
-        tokenizer: PreTrainedTokenizerBase = processor.tokenizer
         text = model.config.get_text_config(decoder=True)
-        given = (setting(model.generation_config, "eos_token_id"), setting(text, "eos_token_id"))
-        stops = next((stop for stop in (*given, tokenizer.eos_token_id) if stop is not None), None)
-        if stops is None:
-            raise ValueError(
-                f"neither the generation config of {type(model).__name__} nor its tokenizer says at which token it "
-                "stops; set model.generation_config.eos_token_id"
-            )
-        stops = stops if isinstance(stops, list) else [stops]
+        stops = stop_tokens(model, text, processor.tokenizer)
         made = cls.read_prompt(processor, prompt, stops, position_limit(text))
         return made.shortened(made.process_images([Image.new("RGB", (64, 64))])["input_ids"].shape[1])
 

@@ -56,6 +56,33 @@ class CrossAttentionCaptioner(Captioner):
         """Hooks through which a model sees given states where its forward takes none."""
         return []
 
+    def position_arguments(self, rows: DecoderRows) -> dict[str, Tensor]:
+        """What tells the decoder where the tokens of packed rows stand in their captions, (rows, width)."""
+        return {"position_ids": rows.position_ids + self.position_offset}
+
+    def repeating_hooks(self, images: Images, captions: CaptionBatch) -> list[torch.utils.hooks.RemovableHandle]:
+        """Hooks through which each caption gets a row of its image's states while the encoder reads an image once."""
+        return [self._encoder.register_forward_hook(_repeat_states(captions["image_index"]))]
+
+    def trie_logits(self, states: Images, trie: PrefixTrie, cache: EncoderDecoderCache) -> Tensor:
+        """What the decoder's output embedding gives for the nodes of a trie, (n_images, n_nodes or n_edges, ...).
+
+        Args:
+            states: The result of :meth:`encode`.
+            trie: The captions.
+            cache: Its second part is filled with keys and values of the states by the first call, and read by others.
+        """
+        num_images = states[ENCODER_STATES].shape[0]
+        logits: Tensor = self.decoder(
+            encoder_hidden_states=states[ENCODER_STATES],
+            input_ids=trie.input_ids.expand(num_images, -1),
+            position_ids=(trie.depth + self.position_offset).expand(num_images, -1),
+            attention_mask=additive(trie.mask, self.dtype).expand(num_images, -1, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        return logits
+
     def read_decoder(self) -> None:
         """Read off the decoder what the layout of captions needs; called at the end of a subclass's ``__init__``."""
         config = self.decoder.config
@@ -64,7 +91,12 @@ class CrossAttentionCaptioner(Captioner):
         self.position_offset = position_offset(config)
         self._said_too_wide = False
         self._encoder: nn.Module = self.base_model.get_submodule(self.vision_path)
-        self._vocabulary: nn.Module = self.decoder.get_output_embeddings()
+        self._vocabulary: nn.Module = self.output_embeddings()
+
+    def output_embeddings(self) -> nn.Module:
+        """The projection of the decoder's states to its vocabulary."""
+        embeddings: nn.Module = self.decoder.get_output_embeddings()
+        return embeddings
 
     @property
     def name(self) -> str:
@@ -80,14 +112,14 @@ class CrossAttentionCaptioner(Captioner):
         return decoder
 
     @property
-    def vision(self) -> nn.Module:
+    def vision(self) -> nn.Module | None:
         """See :attr:`Captioner.vision`."""
         return self._encoder
 
     def adopt_vision(self, other: Captioner) -> None:
         """See :meth:`Captioner.adopt_vision`."""
-        assert type(other) is type(self)
-        self._encoder = other.vision
+        assert isinstance(other, CrossAttentionCaptioner) and type(other) is type(self)
+        self._encoder = other._encoder
         self.base_model.set_submodule(self.vision_path, self._encoder)
 
     def encode(self, images: Images) -> Images:
@@ -112,7 +144,7 @@ class CrossAttentionCaptioner(Captioner):
         """See :meth:`Captioner.prepare`."""
         text: dict[str, Tensor] = {"input_ids": rows.input_ids}
         if rows.packed:
-            text["position_ids"] = rows.position_ids + self.position_offset
+            text |= self.position_arguments(rows)
             text["attention_mask"] = block_causal_mask(rows.caption_ids, self.dtype)
         else:
             text["attention_mask"] = (rows.caption_ids >= 0).long()
@@ -130,7 +162,7 @@ class CrossAttentionCaptioner(Captioner):
             if ENCODER_STATES in images:
                 hooks = self.states_of(self._states_by_row(images, captions, rows))
             elif not rows.packed:
-                hooks = [self._encoder.register_forward_hook(_repeat_states(captions["image_index"]))]
+                hooks = self.repeating_hooks(images, captions)
             for hook in hooks:
                 opened.callback(hook.remove)
             if self.head == "fused":
@@ -154,21 +186,14 @@ class CrossAttentionCaptioner(Captioner):
 
     def trie_scorer(self, images: Images, max_logits_bytes: int | None = None) -> TrieScorer:
         """See :meth:`Captioner.trie_scorer`; keeps each layer's keys and values of the images."""
-        states = self.encode(images)[ENCODER_STATES]
+        states = self.encode(images)
         logits_bytes = self.max_logits_bytes if max_logits_bytes is None else max_logits_bytes
         keys_and_values = DynamicCache()  # filled by the first trie, read by all others
 
         def score(trie: PrefixTrie) -> Tensor:
             fused = edge_log_probs_instead_of_logits(self._vocabulary, trie, logits_bytes)
             with torch.no_grad(), fused if self.head == "fused" else nullcontext():
-                logits: Tensor = self.decoder(
-                    encoder_hidden_states=states,
-                    input_ids=trie.input_ids.expand(states.shape[0], -1),
-                    position_ids=(trie.depth + self.position_offset).expand(states.shape[0], -1),
-                    attention_mask=additive(trie.mask, self.dtype).expand(states.shape[0], -1, -1, -1),
-                    past_key_values=EncoderDecoderCache(DynamicCache(), keys_and_values),
-                    use_cache=True,
-                ).logits
+                logits = self.trie_logits(states, trie, EncoderDecoderCache(DynamicCache(), keys_and_values))
                 return logits[..., 0] if self.head == "fused" else edge_log_probs(logits, trie)
 
         return score

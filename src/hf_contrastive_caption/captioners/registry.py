@@ -185,7 +185,7 @@ def _processor(
 def _captioner_class(model: PreTrainedModel) -> type[Captioner]:
     for config_class in type(model.config).__mro__:
         if config_class in _CAPTIONERS:
-            return _CAPTIONERS[config_class]
+            return _CAPTIONERS[config_class].for_model(model)
     known = ", ".join(sorted(config_class.__name__ for config_class in _CAPTIONERS))
     raise TypeError(
         f"no captioner is known for {type(model).__name__} with a {type(model.config).__name__}; known are {known}. "

@@ -89,6 +89,27 @@ def given_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     return end
 
 
+def stop_tokens(model: PreTrainedModel, text: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which a model that is asked with a prompt stops generating.
+
+    Args:
+        model: The captioner.
+        text: Config of its language model.
+        tokenizer: Has the last word.
+
+    Raises:
+        ValueError: If none of them says one.
+    """
+    given = (setting(model.generation_config, "eos_token_id"), setting(text, "eos_token_id"), tokenizer.eos_token_id)
+    stops = next((stop for stop in given if stop is not None), None)
+    if stops is None:
+        raise ValueError(
+            f"neither the generation config of {type(model).__name__} nor its tokenizer says at which token it "
+            "stops; set model.generation_config.eos_token_id"
+        )
+    return stops if isinstance(stops, list) else [stops]
+
+
 def check_vocabulary(decoder: PreTrainedConfig, processor: CaptionProcessor, part: str) -> None:
     """Whether the decoder knows all tokens of the tokenizer, and the end token.
 
