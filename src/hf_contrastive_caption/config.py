@@ -93,7 +93,10 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         dataset_num_proc: Processes for tokenizing the captions.
         max_caption_tokens: Longest caption in tokens, the end token included; the decoder's positions if not given.
         prompt: What a chat model is asked, ``"Describe the image."`` for one; it stands before each caption in the way
-            of the model's chat template and is not scored. Refused for a model that takes none.
+            of the model's chat template and is not scored. The prompt that the model was saved with if not given, and
+            the image alone if there is none. Refused for a model that takes none.
+        reference_prompt: The same for a ``reference_model``; the prompt that it was saved with if not given, and what
+            the model is asked if there is none.
         packing: How captions are laid out, ``"auto"``, ``"packed"`` or ``"repeated"``; see :class:`Captioner`.
         max_logits_bytes: Largest size of the logits that are held at one time.
         freeze_vision_encoder: Freeze the vision encoder of the target. A reference with the same one (a copy, the same
@@ -145,6 +148,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes for tokenizing."})
     max_caption_tokens: int | None = field(default=None, metadata={"help": "Longest caption in tokens."})
     prompt: str | None = field(default=None, metadata={"help": "What a chat model is asked before its caption."})
+    reference_prompt: str | None = field(default=None, metadata={"help": "What a chat model as reference is asked."})
     packing: str = field(default="auto", metadata={"help": "'auto', 'packed' or 'repeated'."})
     max_logits_bytes: int = field(default=DEFAULT_MAX_LOGITS_BYTES, metadata={"help": "Bytes of logits held at once."})
     freeze_vision_encoder: bool = field(default=False, metadata={"help": "Freeze the vision encoder."})

@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
-from hf_contrastive_caption.captioners.registry import takes_prompt
+from hf_contrastive_caption.captioners.registry import prompt_or, takes_prompt
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.data import CaptionData, ContrastiveCaptionDataset, ContrastiveCaptionStream
 from hf_contrastive_caption.data.dataset import warn_of_cut_captions
@@ -66,6 +66,11 @@ def check_arguments(
             "model and reference_model are the same object: the reference would be trained along and every log-ratio "
             "would stay 0. Leave reference_model out to get a frozen copy"
         )
+    if reference_model is None and args.reference_prompt is not None:
+        raise ValueError(
+            f"reference_prompt={args.reference_prompt!r} was given without a reference_model; a reference that is a "
+            "copy of the model is asked what the model is asked, which prompt says"
+        )
     if reference_model is None and reference_processing_class is not None:
         raise ValueError(
             "reference_processing_class was given without a reference_model; a reference that is a copy of the model "
@@ -73,8 +78,18 @@ def check_arguments(
         )
 
 
-def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionConfig, argument: str) -> Captioner:
-    """The captioner of a model given as an object or by name."""
+def make_captioner(
+    model: Any, processing_class: Any, args: ContrastiveCaptionConfig, argument: str, asked: str | None = None
+) -> Captioner:
+    """The captioner of a model given as an object or by name.
+
+    Args:
+        model: The model.
+        processing_class: Its tokenizer and image processor; not needed for a name.
+        args: The training arguments.
+        argument: What the user gave it as, ``"model"`` or ``"reference_model"``.
+        asked: What the target is asked, for a reference that has no prompt of its own.
+    """
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
     if isinstance(model, str):
@@ -94,7 +109,7 @@ def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionCo
     captioner = captioner_for(
         model,
         processing_class,
-        prompt=args.prompt if argument == "model" or takes_prompt(model) else None,
+        prompt=_prompt(model, processing_class, args, argument, asked),
         packing=args.packing,  # type: ignore[arg-type]  # checked by the config
         max_logits_bytes=args.max_logits_bytes,
     )
@@ -104,6 +119,20 @@ def make_captioner(model: Any, processing_class: Any, args: ContrastiveCaptionCo
     if longest is not None and (limit is None or longest < limit):
         captioner.processor = dataclasses.replace(captioner.processor, max_caption_tokens=longest)
     return captioner
+
+
+def _prompt(
+    model: Any, processing_class: Any, args: ContrastiveCaptionConfig, argument: str, asked: str | None
+) -> str | None:
+    """The prompt of the target or the reference, as ``captioner_for`` takes it."""
+    option = "prompt" if argument == "model" else "reference_prompt"
+    given: str | None = getattr(args, option)
+    if given is not None and not takes_prompt(model):
+        raise ValueError(
+            f"{option}={given!r} was given, but the {argument}, a {type(model).__name__}, writes captions without "
+            f"being asked; leave {option} out (prompt is for the model, reference_prompt for the reference)"
+        )
+    return given if argument == "model" else prompt_or(given, model, processing_class, asked)
 
 
 def with_adapter(captioner: Captioner, peft_config: Any, args: ContrastiveCaptionConfig) -> Captioner:

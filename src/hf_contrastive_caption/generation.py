@@ -16,6 +16,7 @@ from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.registry import Processing, captioner_for
 from hf_contrastive_caption.data.images import iterate_images, open_numbered
 from hf_contrastive_caption.processing import CaptionProcessor
+from hf_contrastive_caption.prompting import PromptProcessor
 
 NUM_BEAMS = 3
 MAX_NEW_TOKENS = 64
@@ -29,6 +30,7 @@ def caption_images(
     processor: CaptionProcessor | Processing,
     images: Any,
     *,
+    prompt: str | None = None,
     batch_size: int = 32,
     progress: bool = False,
     **generate_kwargs: Any,
@@ -42,6 +44,8 @@ def caption_images(
             processor that has both.
         images: One image or any number of them: PIL images, paths, addresses or bytes of image files, or the image
             column of a data set (``dataset["image"]``).
+        prompt: What a chat model is asked, see :func:`captioner_for`; the prompt that its processor has or was saved
+            with if not given.
         batch_size: Images that are captioned at once.
         progress: Whether to show a progress bar.
         **generate_kwargs: Arguments of ``model.generate``. Unless given, captions come from a beam search with three
@@ -63,7 +67,7 @@ def caption_images(
             f"Got num_return_sequences={generate_kwargs['num_return_sequences']}, but each image gets one caption "
             "here. Call model.generate for more."
         )
-    captioner = captioner_for(model, processor)
+    captioner = captioner_for(model, processor, prompt=prompt)
     processor = captioner.processor
     arguments = _generate_arguments(processor, generate_kwargs)
     items = iterate_images(images)
@@ -94,7 +98,8 @@ def describe_decoding(processor: CaptionProcessor, generate_kwargs: dict[str, An
     way = ways[bool(arguments.pop("do_sample")), beams == 1]
     special = ("eos_token_id", "pad_token_id")
     others = ", ".join(f"{name}={value}" for name, value in sorted(arguments.items()) if name not in special)
-    return f"captions generated {way}, {others}"
+    asked = f", asked {processor.prompt!r}" if isinstance(processor, PromptProcessor) and processor.prompt else ""
+    return f"captions generated {way}, {others}{asked}"
 
 
 def _with_generate(model: nn.Module) -> Any:

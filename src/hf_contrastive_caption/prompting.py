@@ -6,6 +6,7 @@ written, and the processor puts as many image tokens into it as the image has st
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,16 @@ from hf_contrastive_caption.processing import CaptionProcessor, _digest
 
 _CAPTION = "hfcontrastivecaption"
 """Stands for a caption where a template is read; no template writes it by itself."""
+
+PROMPT_KEY = "caption_prompt"
+"""What the prompt is called in ``tokenizer_config.json``, the one file of a processor that keeps settings unknown to it:
+plain transformers loads it, and writes it again wherever tokenizer or processor are saved or pushed."""
+
+
+def saved_prompt(processor: ProcessorMixin) -> str | None:
+    """The prompt that a processor was saved with by :meth:`PromptProcessor.save_pretrained`, if any."""
+    prompt: str | None = processor.tokenizer.init_kwargs.get(PROMPT_KEY)
+    return prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +51,12 @@ class PromptProcessor(CaptionProcessor):
 
     @property
     def processing_class(self) -> Any:
-        """See :attr:`CaptionProcessor.processing_class`."""
-        return self.processor
+        """See :attr:`CaptionProcessor.processing_class`: the model's processor, as if it was saved with the prompt."""
+        whole, tokenizer = copy.copy(self.processor), copy.copy(self.tokenizer)  # the user's stay as they are
+        others = {name: value for name, value in tokenizer.init_kwargs.items() if name != PROMPT_KEY}
+        tokenizer.init_kwargs = others if self.prompt is None else {**others, PROMPT_KEY: self.prompt}
+        whole.tokenizer = tokenizer
+        return whole
 
     def process_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Turn RGB images into what the model takes before a caption.
@@ -123,8 +138,8 @@ class PromptProcessor(CaptionProcessor):
         return _digest([super().image_fingerprint(), settings, self.question, super().text_fingerprint()])
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save the whole processor with its chat template; ``AutoProcessor`` loads it again."""
-        self.processor.save_pretrained(save_directory, **kwargs)
+        """Save the whole processor with its chat template, and the prompt; ``AutoProcessor`` loads them again."""
+        self.processing_class.save_pretrained(save_directory, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import nn
@@ -40,7 +41,9 @@ from hf_contrastive_caption.captioners.recurrent import RecurrentCaptioner
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
 from hf_contrastive_caption.models.recurrent import RecurrentCaptionerConfig
 from hf_contrastive_caption.processing import CaptionProcessor
-from hf_contrastive_caption.prompting import PromptProcessor
+from hf_contrastive_caption.prompting import PromptProcessor, saved_prompt
+
+logger = logging.getLogger(__name__)
 
 Processing = CaptionProcessor | ProcessorMixin | tuple[PreTrainedTokenizerBase, BaseImageProcessor]
 """How the text and image side of a model can be given: one object that has both, or a pair of them in any order."""
@@ -94,7 +97,8 @@ def captioner_for(
         processing_class: A processor with a tokenizer and an image processor, or a pair of the two (in any order), or
             a :class:`CaptionProcessor`. A family that takes a prompt needs the whole processor.
         prompt: What the model is asked, ``"Describe the image."`` for one, for chat models. It stands before each
-            caption in the way of the model's chat template and is not scored.
+            caption in the way of the model's chat template and is not scored. The prompt that the processor was saved
+            with if not given, and the image alone if there is none; ``""`` is the image alone in any case.
         packing: How captions are laid out, see :class:`Captioner`.
         max_logits_bytes: Largest size of the logits that are held at one time.
 
@@ -145,6 +149,21 @@ def takes_prompt(model: nn.Module) -> bool:
     return isinstance(base, PreTrainedModel) and has_captioner(base.config) and _captioner_class(base).takes_prompt
 
 
+def prompt_or(prompt: str | None, model: nn.Module, processing_class: Any, otherwise: str | None) -> str | None:
+    """The ``prompt`` for :func:`captioner_for` of a model that stands beside another one.
+
+    Args:
+        prompt: What is given for this model, which comes first.
+        model: The model.
+        processing_class: Its processor, whose saved prompt comes second.
+        otherwise: What the other model is asked, if this one takes a prompt.
+    """
+    if prompt is not None or not takes_prompt(model) or isinstance(processing_class, CaptionProcessor):
+        return prompt
+    known = isinstance(processing_class, ProcessorMixin) and saved_prompt(processing_class) is not None
+    return None if known else otherwise
+
+
 def has_captioner(config: PreTrainedConfig) -> bool:
     """Whether models of a config are captioners that are known."""
     return any(config_class in _CAPTIONERS for config_class in type(config).__mro__)
@@ -158,7 +177,8 @@ def _processor(
             f"prompt={prompt!r} was given, but {type(model).__name__} writes captions without being asked; leave "
             "prompt out"
         )
-    if isinstance(processing_class, PromptProcessor) and prompt not in (None, processing_class.prompt):
+    other = prompt is not None and isinstance(processing_class, PromptProcessor)
+    if other and (prompt or None) != processing_class.prompt:
         raise ValueError(
             f"prompt={prompt!r} was given beside a processor that was made for prompt={processing_class.prompt!r}; "
             "give one of them"
@@ -179,7 +199,11 @@ def _processor(
             f"as processing_class: {[type(part).__name__ for part in parts]}. Pass AutoProcessor.from_pretrained(...)"
         )
     split_processing_class(processing_class)
-    return captioner_class.make_prompt_processor(model, processing_class, prompt)
+    if prompt is None:
+        prompt = saved_prompt(processing_class)
+        if prompt is not None:
+            logger.info("%s is asked %r, the prompt that was saved with its processor", type(model).__name__, prompt)
+    return captioner_class.make_prompt_processor(model, processing_class, prompt or None)
 
 
 def _captioner_class(model: PreTrainedModel) -> type[Captioner]:

@@ -19,6 +19,7 @@ from hf_contrastive_caption.evaluation.measures import measures_rows
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_rows
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever, Retriever
+from hf_contrastive_caption.prompting import PromptProcessor
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class EvaluateOptions:
     model: str
     data: str
     reference: str | None
+    prompt: str | None
+    reference_prompt: str | None
     out: Path | None
     split: str | None
     images: int | None
@@ -50,6 +53,8 @@ class EvaluateOptions:
 def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) -> CaptionerReport:
     """Evaluate a captioner, and a reference on the same images if there is one; print the table, write the report."""
     console = CommandConsole() if console is None else console
+    if options.reference_prompt is not None and options.reference is None:
+        raise ValueError("--reference-prompt is what the captioner of --reference is asked, and there is none")
     if options.out is not None and not options.out.parent.is_dir():
         raise ValueError(f"the folder of --out {options.out} does not exist")
     split, dataset = choose_split(load_splits(options.data), options.split)
@@ -58,10 +63,14 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
     console.say(f"{len(images)} of {len(everything)} images of the split {split!r}", style="dim")
     arguments = _arguments(options, everything)
     names = _short_names(options)
-    report = evaluate_captioner(options.model, images, name=names[0], **arguments)
+    captioner = as_captioner(options.model, prompt=options.prompt)
+    asked = captioner.processor.prompt if isinstance(captioner.processor, PromptProcessor) else None
+    report = evaluate_captioner(captioner, images, name=names[0], **arguments)
+    del captioner  # its memory is the reference's
     reference = None
     if options.reference is not None:
-        reference = evaluate_captioner(options.reference, images, name=names[1], **arguments)
+        other = as_captioner(options.reference, prompt=options.reference_prompt, otherwise=asked)
+        reference = evaluate_captioner(other, images, name=names[1], **arguments)
     if reference is None:
         console.table(measures_rows(report.name, report.measures, report.chance))
         console.say(report.about(), style="dim")
@@ -80,10 +89,15 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
     return report
 
 
-def load_retriever(name: str) -> Captioner | Retriever:
-    """A captioner or an image-text dual encoder by name, whichever it is."""
+def load_retriever(name: str, prompt: str | None = None) -> Captioner | Retriever:
+    """A captioner or an image-text dual encoder by name, whichever it is.
+
+    Args:
+        name: Its name or folder.
+        prompt: What it is asked if it is a chat model, and no prompt was saved with it.
+    """
     if has_captioner(AutoConfig.from_pretrained(name)):
-        return as_captioner(name)
+        return as_captioner(name, otherwise=prompt)
     return DualEncoderRetriever(AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name))
 
 
@@ -97,7 +111,7 @@ def _arguments(options: EvaluateOptions, everything: EvaluationImages) -> dict[s
         frequencies = DocumentFrequencies.from_references(everything.prepared_references)
     return {
         "k": options.k,
-        "retriever": None if options.retriever is None else load_retriever(options.retriever),
+        "retriever": None if options.retriever is None else load_retriever(options.retriever, options.prompt),
         "metrics": options.metrics,
         "document_frequencies": frequencies,
         "samples_per_image": options.samples_per_image,

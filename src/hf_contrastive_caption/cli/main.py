@@ -132,6 +132,16 @@ def evaluate(
     reference: Annotated[
         str | None, typer.Option(help="A captioner to compare with, on the same images.", show_default=False)
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What a chat model is asked for a caption.", show_default="the one saved with it"),
+    ] = None,
+    reference_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="The same for the captioner of --reference.", show_default="the one saved with it, else the model's"
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(dir_okay=False, help="JSON file for the report.", show_default=False)
     ] = None,
@@ -185,6 +195,8 @@ def evaluate(
             model=model,
             data=data,
             reference=reference,
+            prompt=prompt,
+            reference_prompt=reference_prompt,
             out=out,
             split=split,
             images=images,

@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES
-from hf_contrastive_caption.captioners.registry import takes_prompt
+from hf_contrastive_caption.captioners.registry import prompt_or, takes_prompt
 from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
@@ -54,6 +54,7 @@ def evaluate_captioner(
     dataset: datasets.Dataset | EvaluationImages,
     *,
     processing_class: Any = None,
+    prompt: str | None = None,
     name: str | None = None,
     captions: Sequence[str] | None = None,
     k: Sequence[int] = RECALL_AT,
@@ -85,6 +86,7 @@ def evaluate_captioner(
             or several rows with one image id. Or what :func:`evaluation_images` made of it, so that several captioners
             share what is prepared.
         processing_class: Tokenizer and image processor of a model given as an object.
+        prompt: What a chat model is asked, see :func:`captioner_for`; the prompt that was saved with it if not given.
         name: What tables call the captioner; its name or class if not given.
         captions: Its captions, one for each image, if they are there already.
         k: The numbers of images of recall@k; none for no self-retrieval.
@@ -114,7 +116,7 @@ def evaluate_captioner(
         TypeError: If the model or the data set is not what is accepted.
     """
     _check_options(metrics, training_captions, samples_per_image, resamples, seed)
-    captioner = as_captioner(model, processing_class)
+    captioner = as_captioner(model, processing_class, prompt)
     if k or isinstance(k, int):
         check_retrieval(captioner, captions, retriever, max_memory_bytes, k)
     if isinstance(dataset, EvaluationImages):
@@ -177,14 +179,30 @@ def _check_options(
     Bootstrap(1, resamples, seed)
 
 
-def as_captioner(model: Captioner | nn.Module | str | PathLike[str], processing_class: Any = None) -> Captioner:
+def as_captioner(
+    model: Captioner | nn.Module | str | PathLike[str],
+    processing_class: Any = None,
+    prompt: str | None = None,
+    *,
+    otherwise: str | None = None,
+) -> Captioner:
     """The captioner of a model given as an object or by name.
 
+    Args:
+        model: A captioner, a model, or the name or folder of one.
+        processing_class: Tokenizer and image processor of a model given as an object.
+        prompt: What a chat model is asked; the prompt that was saved with it if not given.
+        otherwise: What it is asked if there is neither.
+
     Raises:
-        ValueError: If there is no such folder.
+        ValueError: If there is no such folder, or a prompt is given for what takes none or has another.
         TypeError: If it is neither, or the tokenizer and image processor of an object are not given.
     """
     if isinstance(model, Captioner):
+        if prompt is not None:
+            raise ValueError(
+                f"prompt={prompt!r} was given beside a captioner, which has its own; give it to captioner_for"
+            )
         return model
     if isinstance(model, (str, PathLike)):
         name = os.fspath(model)
@@ -193,13 +211,14 @@ def as_captioner(model: Captioner | nn.Module | str | PathLike[str], processing_
                 f"{name} is neither a folder nor the name of a repository on the Hub, such as 'me/my-model'"
             )
         loaded = load_model(name)
-        return captioner_for(loaded, processing_class or load_processing(name, whole=takes_prompt(loaded)))
+        processing = processing_class or load_processing(name, whole=takes_prompt(loaded))
+        return captioner_for(loaded, processing, prompt=prompt_or(prompt, loaded, processing, otherwise))
     if processing_class is None:
         raise TypeError(
             f"Got a {type(model).__name__} without its tokenizer and image processor; pass processing_class="
             "(tokenizer, image_processor), a captioner from captioner_for, or the name of a model."
         )
-    return captioner_for(model, processing_class)
+    return captioner_for(model, processing_class, prompt=prompt_or(prompt, model, processing_class, otherwise))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.fingerprints import settings_of, weights_digest
+from hf_contrastive_caption.prompting import PromptProcessor
 from hf_contrastive_caption.reference.adapters import TargetReference, adapter_reference
 from hf_contrastive_caption.reference.base import Reference
 from hf_contrastive_caption.reference.frozen import FrozenReference, frozen_copy
@@ -24,7 +25,7 @@ from hf_contrastive_caption.reference.precomputed import PrecomputedReference
 
 logger = logging.getLogger(__name__)
 
-MakeCaptioner = Callable[[Any, Any, ContrastiveCaptionConfig, str], Captioner]
+MakeCaptioner = Callable[..., Captioner]
 
 
 def make_reference(
@@ -41,8 +42,8 @@ def make_reference(
         reference_model: A captioner or its name; ``None`` for the target as it is now.
         processing_class: That of the reference, if it has its own.
         args: The training arguments.
-        make_captioner: Makes a captioner of a model or name, its processing class, the arguments, and what to call
-            it in messages.
+        make_captioner: Makes a captioner of a model or name, its processing class, the arguments, what to call it in
+            messages, and what the target is asked.
 
     Returns:
         For ``reference_model=None`` the target with its adapters off (PEFT), or a frozen copy; else the given model,
@@ -84,7 +85,8 @@ def _given(
     if processing_class is None and not isinstance(reference_model, (str, os.PathLike)):
         _check_same_vocabulary(reference_model, target)
         processing_class = target.processor.processing_class
-    captioner = make_captioner(reference_model, processing_class, args, "reference_model")
+    asked = target.processor.prompt if isinstance(target.processor, PromptProcessor) else None
+    captioner = make_captioner(reference_model, processing_class, args, "reference_model", asked)
     shared = args.freeze_vision_encoder and _same_vision(captioner, target)
     if shared:
         captioner.adopt_vision(target)
