@@ -32,9 +32,20 @@ def load_model(name: str, **model_init_kwargs: Any) -> PreTrainedModel:
     Args:
         name: Repository on the Hub or folder.
         **model_init_kwargs: Arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: If it is no image captioner that transformers knows.
     """
     arguments = {"dtype": torch.float32, **model_init_kwargs}
-    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(name, **arguments)
+    try:
+        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(name, **arguments)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):  # nothing but its text tells it from others
+            raise
+        raise ValueError(
+            f"{name} is no model that AutoModelForImageTextToText loads, so it writes no captions of images; give the "
+            "name of an image captioner, or the model as an object if it is one of your own"
+        ) from error
     return model
 
 

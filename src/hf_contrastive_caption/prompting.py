@@ -23,7 +23,7 @@ _CAPTION = "hfcontrastivecaption"
 """Stands for a caption where a template is read; no template writes it by itself."""
 
 PROMPT_KEY = "caption_prompt"
-"""What the prompt is called in ``tokenizer_config.json``, the one file of a processor that keeps settings unknown to it:
+"""What the prompt is called in ``tokenizer_config.json``, the one file of a processor that keeps unknown settings:
 plain transformers loads it, and writes it again wherever tokenizer or processor are saved or pushed."""
 
 

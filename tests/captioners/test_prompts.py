@@ -24,7 +24,6 @@ from hf_contrastive_caption.captioners.pairs import PairScorer
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor
 from tests import tiny
-from tests.families import FAMILIES, Family
 from tests.families.blip import blip_model
 from tests.families.blip2 import blip2_model, blip2_processing
 from tests.families.chat import (
@@ -120,11 +119,6 @@ class TestReading:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("family", FAMILIES[:4], ids=str)
-    def test_families_that_take_no_prompt(self, family: Family) -> None:
-        with pytest.raises(ValueError, match=r"prompt='a dog' was given, but \w+ writes captions without being asked"):
-            captioner_for(family.model(0.0), family.processing(), prompt="a dog")
-
     def test_a_pair_in_place_of_the_processor(self) -> None:
         with pytest.raises(TypeError, match=r"Llava\w+ needs its whole processor.*AutoProcessor.from_pretrained"):
             captioner_for(llava_model(), tiny.processing())
@@ -161,13 +155,6 @@ class TestRefusals:
         processing.tokenizer.pad_token = None
         with pytest.raises(ValueError, match=r"has no pad_token.*set tokenizer.pad_token"):
             captioner_for(llava_model(), processing)
-
-    def test_as_many_image_tokens_as_states(self) -> None:
-        processing = llava_processing()
-        processing.patch_size = 16
-        captioner = captioner_for(llava_model(), processing)
-        with pytest.raises(ValueError, match="Image features and image tokens do not match"):
-            captioner.verify()
 
     def test_a_processor_that_cuts_images(self) -> None:
         processing = gemma3_processing()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -146,6 +146,10 @@ class Captioner(ABC):
         One forward per caption without padding, packing or hooks, logits read from the outputs: the naive twin with
         which :meth:`verify` compares the quick ways.
         """
+
+    def checking_images(self, images: Images) -> AbstractContextManager[None]:
+        """A context for :meth:`reference_log_probs` that raises a ValueError where images do not fit the model."""
+        return nullcontext()
 
     def generate(self, images: Images, **arguments: Any) -> Tensor:
         """Caption images by the model's own ``generate``; adapters take part.

@@ -52,11 +52,12 @@ class BlipCaptioner(CrossAttentionCaptioner):
     ) -> CaptionProcessor:
         """See :meth:`Captioner.make_processor`."""
         text = model.config.text_config
-        for name in ("bos_token_id", "sep_token_id"):
+        for name in ("bos_token_id", "sep_token_id", "eos_token_id"):
             if getattr(text, name) is None:
                 raise ValueError(
                     f"{name} of the model's text_config is None, but BLIP begins captions with bos_token_id and ends "
-                    f"them with sep_token_id; set model.config.text_config.{name}"
+                    "them with sep_token_id, and its generate() needs eos_token_id as well; set "
+                    f"model.config.text_config.{name}"
                 )
         end = given_end_token(model, tokenizer, text.sep_token_id)
         return CaptionProcessor(tokenizer, image_processor, end, position_limit(text), add_special_tokens=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from hf_contrastive_caption.captioners.base import Captioner
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.chat import ChatCaptioner
 from hf_contrastive_caption.captioners.cross_attention import ENCODER_STATES, CrossAttentionCaptioner
+from hf_contrastive_caption.captioners.image_tokens import image_tokens_match
 from hf_contrastive_caption.captioners.packing import DecoderRows
 from hf_contrastive_caption.captioners.prefix import replace_mask
 from hf_contrastive_caption.captioners.settings import (
@@ -129,6 +131,12 @@ class Blip2EncoderDecoderCaptioner(CrossAttentionCaptioner):
         """See :meth:`CrossAttentionCaptioner.output_embeddings`: the decoder itself has none."""
         embeddings: nn.Module = self._language_model.get_output_embeddings()
         return embeddings
+
+    def checking_images(self, images: Images) -> AbstractContextManager[None]:
+        """See :meth:`Captioner.checking_images`."""
+        names = f"{type(self.processor.processing_class).__name__} and {self.name}"
+        projection = self.base_model.get_submodule("language_projection")
+        return image_tokens_match(projection, images, self.base_model.config.image_token_id, names)
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states are (n_images, length of image and prompt, hidden_size)."""

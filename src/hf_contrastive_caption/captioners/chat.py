@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
+from hf_contrastive_caption.captioners.image_tokens import image_tokens_match
 from hf_contrastive_caption.captioners.packing import DecoderRows
 from hf_contrastive_caption.captioners.prefix import Prefix, PrefixCaptioner, packed_mask
 from hf_contrastive_caption.captioners.settings import (
@@ -162,6 +164,11 @@ class ChatCaptioner(PrefixCaptioner):
         if not mask.all():  # the model would count positions from the padding
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + self.first_position
         return {**self._pixels(images), **self._shapes(images), **arguments}
+
+    def checking_images(self, images: Images) -> AbstractContextManager[None]:
+        """See :meth:`Captioner.checking_images`."""
+        names = f"{type(self.processor.processing_class).__name__} and {self.name}"
+        return image_tokens_match(self._projection, images, self.base_model.config.image_token_id, names)
 
     def run_vision(self, images: Images) -> None:
         """See :meth:`PrefixCaptioner.run_vision`."""

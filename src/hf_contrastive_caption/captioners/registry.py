@@ -38,6 +38,7 @@ from hf_contrastive_caption.captioners.idefics3 import Idefics3Captioner
 from hf_contrastive_caption.captioners.llava_next import LlavaNextCaptioner
 from hf_contrastive_caption.captioners.qwen_vl import Qwen2VLCaptioner, Qwen3VLCaptioner
 from hf_contrastive_caption.captioners.recurrent import RecurrentCaptioner
+from hf_contrastive_caption.captioners.settings import reads_text_alone
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
 from hf_contrastive_caption.models.recurrent import RecurrentCaptionerConfig
 from hf_contrastive_caption.processing import CaptionProcessor
@@ -104,7 +105,8 @@ def captioner_for(
 
     Raises:
         TypeError: If no captioner is registered for the model, or the processing class lacks one of its two sides.
-        ValueError: If the model cannot caption (no cross-attention, no end token), or its family takes no prompt.
+        ValueError: If the model cannot caption (no cross-attention, no end token, no generation config), or its family
+            takes no prompt.
     """
     base = model.get_base_model() if _is_peft(model) else model  # type: ignore[operator]
     if not isinstance(base, PreTrainedModel):
@@ -114,6 +116,12 @@ def captioner_for(
             "with register_captioner"
         )
     captioner_class = _captioner_class(base)
+    if base.can_generate() and base.generation_config is None:
+        raise ValueError(
+            f"the generation_config of {type(base).__name__} is None, without which it neither generates captions nor "
+            "is saved by save_pretrained; set model.generation_config = "
+            "transformers.GenerationConfig.from_model_config(model.config)"
+        )
     processor = _processor(captioner_class, base, processing_class, prompt)
     return captioner_class(model, processor, packing=packing, max_logits_bytes=max_logits_bytes)
 
@@ -211,6 +219,12 @@ def _captioner_class(model: PreTrainedModel) -> type[Captioner]:
         if config_class in _CAPTIONERS:
             return _CAPTIONERS[config_class].for_model(model)
     known = ", ".join(sorted(config_class.__name__ for config_class in _CAPTIONERS))
+    if reads_text_alone(model.config):
+        raise TypeError(
+            f"{type(model).__name__} reads text alone, and captions are of images; give an image captioner (known are "
+            f"those with {known}), or make a language model with cross-attention (GPT-2, BERT) the decoder of "
+            "one with VisionEncoderDecoderModel.from_encoder_decoder_pretrained, and train it"
+        )
     raise TypeError(
         f"no captioner is known for {type(model).__name__} with a {type(model.config).__name__}; known are {known}. "
         "For a model of your own write a subclass of Captioner and call register_captioner(config_class, "

@@ -6,7 +6,15 @@ import logging
 from typing import Any
 
 from torch import Tensor, dtype
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_contrastive_caption.processing import CaptionProcessor
 
@@ -24,6 +32,13 @@ _POSITION_LIMITS = ("n_positions", "max_position_embeddings", "max_target_positi
 def setting(config: PreTrainedConfig | GenerationConfig | None, name: str) -> Any:
     """A setting that not every config has: since transformers 5 each class declares only its own."""
     return getattr(config, name, None)
+
+
+def reads_text_alone(config: PreTrainedConfig) -> bool:
+    """Whether a model with this config is a language model that transformers does not show images to."""
+    kind: Any = type(config)
+    language = kind in MODEL_FOR_CAUSAL_LM_MAPPING or kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    return language and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def first_given(*values: Any) -> int | None:

@@ -53,7 +53,8 @@ def verify(captioner: Captioner) -> None:
 
 def _choose(captioner: Captioner) -> None:
     images, captions = probe(captioner)
-    plain = captioner.reference_log_probs(images, captions)
+    with captioner.checking_images(images):
+        plain = captioner.reference_log_probs(images, captions)
     if not torch.isfinite(plain).all():
         raise ValueError(
             f"{captioner.name} gives captions scores that are not finite: its weights hold NaN or infinite numbers, "
