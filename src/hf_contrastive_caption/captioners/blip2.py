@@ -134,9 +134,8 @@ class Blip2EncoderDecoderCaptioner(CrossAttentionCaptioner):
 
     def checking_images(self, images: Images) -> AbstractContextManager[None]:
         """See :meth:`Captioner.checking_images`."""
-        names = f"{type(self.processor.processing_class).__name__} and {self.name}"
         projection = self.base_model.get_submodule("language_projection")
-        return image_tokens_match(projection, images, self.base_model.config.image_token_id, names)
+        return image_tokens_match(projection, images, self.base_model.config.image_token_id, self.name)
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the states are (n_images, length of image and prompt, hidden_size)."""

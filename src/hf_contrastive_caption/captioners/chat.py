@@ -167,8 +167,7 @@ class ChatCaptioner(PrefixCaptioner):
 
     def checking_images(self, images: Images) -> AbstractContextManager[None]:
         """See :meth:`Captioner.checking_images`."""
-        names = f"{type(self.processor.processing_class).__name__} and {self.name}"
-        return image_tokens_match(self._projection, images, self.base_model.config.image_token_id, names)
+        return image_tokens_match(self._projection, images, self.base_model.config.image_token_id, self.name)
 
     def run_vision(self, images: Images) -> None:
         """See :meth:`PrefixCaptioner.run_vision`."""

@@ -12,7 +12,7 @@ from hf_contrastive_caption.captioners.batch import Images
 
 
 @contextmanager
-def image_tokens_match(projection: nn.Module, images: Images, image_token_id: int, names: str) -> Iterator[None]:
+def image_tokens_match(projection: nn.Module, images: Images, image_token_id: int, model: str) -> Iterator[None]:
     """A context for forwards of a model whose states of an image stand at image tokens of a prompt.
 
     A model that checks it says how many of either there are, some only that a tensor has another size, and some put
@@ -23,7 +23,7 @@ def image_tokens_match(projection: nn.Module, images: Images, image_token_id: in
             within the context is of the first image alone.
         images: The images with their prompts' ``input_ids``, (n_images, prompt_length).
         image_token_id: The token in whose place a state is put.
-        names: What the message calls processor and model.
+        model: What the message calls the model.
 
     Raises:
         ValueError: If there are more image tokens than states, or fewer.
@@ -38,7 +38,7 @@ def image_tokens_match(projection: nn.Module, images: Images, image_token_id: in
         states = found[0].numel() // found[0].shape[-1] if found else tokens
         if states != tokens:
             raise ValueError(
-                f"{names}: the processor writes {tokens} image tokens for an image of which the model makes {states} "
+                f"{model}: the processor writes {tokens} image tokens for an image of which the model makes {states} "
                 "states, and every state takes the place of a token; give the processor that belongs to the model, "
                 "or correct what its count follows from (patch_size, vision_feature_select_strategy and "
                 "num_additional_image_tokens, or image_seq_length, image_seq_len or num_query_tokens)"
