@@ -146,13 +146,19 @@ def _check_nothing_shared(reference: Captioner, target: Captioner, allowed: nn.M
 
 
 def _check_same_vocabulary(reference_model: Any, target: Captioner) -> None:
-    size = reference_model.get_output_embeddings().weight.shape[0]
-    expected = target.base_model.get_output_embeddings().weight.shape[0]
+    size, expected = _vocabulary_size(reference_model), _vocabulary_size(target.base_model)
     if size != expected:
         raise ValueError(
             f"the reference has a vocabulary of {size} and the target one of {expected}, so the target's tokens mean "
             "nothing to it; pass reference_processing_class=(tokenizer, image_processor) of the reference"
         )
+
+
+def _vocabulary_size(model: Any) -> int:
+    head = model.get_output_embeddings()
+    if head is None:  # BLIP's is one of its text decoder alone
+        return int(model.config.get_text_config(decoder=True).vocab_size)
+    return int(head.weight.shape[0])
 
 
 def _warn_if_half_trained(target: Captioner) -> None:
