@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_contrastive_caption.captioners import (
         CaptionBatch,
         Captioner,
+        SimpleCaptioner,
         caption_batch,
         captioner_for,
         register_captioner,
@@ -35,7 +36,14 @@ if TYPE_CHECKING:
     from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
 
 _MODULES = {
-    "captioners": ("CaptionBatch", "Captioner", "caption_batch", "captioner_for", "register_captioner"),
+    "captioners": (
+        "CaptionBatch",
+        "Captioner",
+        "SimpleCaptioner",
+        "caption_batch",
+        "captioner_for",
+        "register_captioner",
+    ),
     "config": ("ContrastiveCaptionConfig",),
     "data": ("CaptionCollator", "ContrastiveCaptionDataset", "ContrastiveCaptionStream"),
     "data.scenes": ("scenes",),
@@ -68,6 +76,7 @@ __all__ = [
     "ContrastiveCaptionTrainer",
     "DualEncoderRetriever",
     "SelfRetrieval",
+    "SimpleCaptioner",
     "__version__",
     "caption_batch",
     "caption_images",

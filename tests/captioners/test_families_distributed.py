@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from hf_contrastive_caption import register_captioner
 from tests import recurrent, tiny
+from tests.captioners import test_simple
 from tests.families import FAMILIES
 from tests.test_distributed import Recorder
 from tests.training import logged, trainer
 
 STEPS = 3
+OWN = "a user's own"
 
 
 class Pair(NamedTuple):
@@ -34,13 +37,15 @@ class Pair(NamedTuple):
 
 
 def pairs() -> Iterator[Pair]:
-    """Every family against itself with other weights, and the recurrent kinds against each other."""
+    """Every family, and a user's own, against itself with other weights; the recurrent kinds against each other."""
     for family in FAMILIES:
         model = family.model(0.0)
         yield Pair(family.name, model, moved(model), family.processing(), dict(family.options))
     for kind, other in zip(recurrent.KINDS, reversed(recurrent.KINDS), strict=True):
         reference = recurrent.captioner_model(other, vision="vit", seed=1)
         yield Pair(kind, recurrent.captioner_model(kind), reference, tiny.processing(), {})
+    register_captioner(test_simple.OwnConfig, test_simple.EncodingCaptioner)
+    yield Pair(OWN, test_simple.recurrent(), moved(test_simple.recurrent()), tiny.processing(), {})
 
 
 def moved(model: torch.nn.Module) -> torch.nn.Module:
@@ -90,7 +95,7 @@ def launch(folder: Path, processes: int, batch_size: int) -> list[dict[str, Any]
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     one = launch(tmp_path / "one", 1, 4)[0]
     two = launch(tmp_path / "two", 2, 2)
-    names = [family.name for family in FAMILIES] + list(recurrent.KINDS)
+    names = [family.name for family in FAMILIES] + [*recurrent.KINDS, OWN]
     assert list(one) == names
     for name in names:
         expected = one[name]

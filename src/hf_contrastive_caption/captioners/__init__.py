@@ -13,6 +13,7 @@ from hf_contrastive_caption.captioners.llava_next import LlavaNextCaptioner
 from hf_contrastive_caption.captioners.prefix import PrefixCaptioner
 from hf_contrastive_caption.captioners.qwen_vl import Qwen2VLCaptioner, Qwen3VLCaptioner
 from hf_contrastive_caption.captioners.registry import captioner_for, register_captioner
+from hf_contrastive_caption.captioners.simple import SimpleCaptioner
 
 __all__ = [
     "Blip2Captioner",
@@ -32,6 +33,7 @@ __all__ = [
     "PrefixCaptioner",
     "Qwen2VLCaptioner",
     "Qwen3VLCaptioner",
+    "SimpleCaptioner",
     "caption_batch",
     "captioner_for",
     "register_captioner",

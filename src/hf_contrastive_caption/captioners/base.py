@@ -56,11 +56,16 @@ class Captioner(ABC):
         verified: Whether :meth:`verify` has run.
         takes_prompt: Whether the family asks for a caption with a prompt, in which case its processor is made by
             :meth:`make_prompt_processor`.
+        way_out: What :meth:`verify` advises where no way of scoring is exact.
         start_token_id: The token from which the first token of a caption is predicted; set by a family with tries.
     """
 
     start_token_id: int
     takes_prompt: ClassVar[bool] = False
+    way_out: ClassVar[str] = (
+        "With packing='auto' repeated states are tried as well; if you did, please report the model's config as a "
+        "bug, or register a captioner of your own with register_captioner"
+    )
 
     def __init__(
         self,
@@ -169,6 +174,12 @@ class Captioner(ABC):
     def vision(self) -> nn.Module | None:
         """The part of the model that :meth:`encode` runs and that no caption reaches; ``None`` if there is none."""
         return None
+
+    @property
+    def vision_settings(self) -> Any:
+        """What the states of :attr:`vision` depend on beside its weights: a config, or a part of one as a dict."""
+        assert self.vision is not None
+        return self.vision.config
 
     def adopt_vision(self, other: Captioner) -> None:
         """Hold the vision side of another captioner of the same family in place of one's own."""

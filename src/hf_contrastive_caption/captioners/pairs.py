@@ -187,7 +187,7 @@ class _Sizes:
         projection = {id(weight): weight for weight in head.parameters() if weight.ndim == 2}
         matrices = [weight for weight in captioner.decoder.parameters() if weight.ndim == 2]
         products = [weight for weight in matrices if id(weight) not in tables | projection.keys()]
-        widest = max(max(weight.shape) for weight in products)
+        widest = max((max(weight.shape) for weight in products), default=width)
         images, _ = probe(captioner)
         states = next(iter(captioner.encode({name: value[:1] for name, value in images.items()}).values()))
         itemsize = states.element_size()

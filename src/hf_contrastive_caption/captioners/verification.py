@@ -77,9 +77,28 @@ def _choose(captioner: Captioner) -> None:
         tried.append(f"{layout} with {head}: off by {worst:.2g} nats")
     raise ValueError(
         f"no way of scoring {captioner.name} {tuple(layouts)} agrees with one plain forward per "
-        f"caption ({'; '.join(tried)}). With packing='auto' repeated states are tried as well; if you did, please "
-        "report the model's config as a bug, or register a captioner of your own with register_captioner"
+        f"caption ({'; '.join(tried)}). {captioner.way_out}"
     )
+
+
+def check_states(captioner: Captioner) -> None:
+    """Check that the encoded images give a captioner the scores that the images themselves give it.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    no_autocast = torch.autocast(captioner.device.type, enabled=False)
+    with evaluation_mode(captioner.model), torch.no_grad(), no_autocast:
+        images, captions = probe(captioner)
+        scores, again = (
+            captioner._token_log_probs(captioner.model, each, captions) for each in (images, captioner.encode(images))
+        )
+    worst, allowed = _disagreement(again, scores, captions, _tolerance(captioner))
+    if worst > allowed:
+        raise ValueError(
+            f"{captioner.name} scores a caption by {worst:.2g} nats otherwise from the states of an image than from "
+            "the image: its forward does something else with states that it is given"
+        )
 
 
 def exact_tries(captioner: Captioner) -> bool:

@@ -30,7 +30,7 @@ DEFAULT_MAX_LOGITS_BYTES = 512 * 2**20
 
 @contextmanager
 def log_probs_instead_of_logits(
-    head: nn.Module, source: Tensor, targets: Tensor, max_logits_bytes: int
+    head: nn.Module, source: Tensor, targets: Tensor, max_logits_bytes: int, width: int | None = None
 ) -> Iterator[None]:
     """While open, ``head`` returns log-probabilities of ``targets``, (1, n_tokens, 1), instead of logits.
 
@@ -39,11 +39,13 @@ def log_probs_instead_of_logits(
         source: Places in the flattened hidden states, (rows * width), that predict the targets, (n_tokens,).
         targets: Token ids, (n_tokens,).
         max_logits_bytes: Largest size of the logits that are held at one time.
+        width: Positions at the end of each row that ``source`` counts; all if not given.
     """
     hidden: list[Tensor] = []
 
     def take_hidden(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        hidden.append(args[0].flatten(0, -2).index_select(0, source))  # (n_tokens, hidden_size)
+        states = args[0] if width is None else args[0][:, -width:]
+        hidden.append(states.flatten(0, -2).index_select(0, source))  # (n_tokens, hidden_size)
         return (args[0][:0],)  # the projection itself has nothing left to do
 
     def put_log_probs(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class VisionWork:
                 "format": 1,
                 "images": self.data.images_fingerprint(),
                 "image processor": self.captioner.processor.image_fingerprint(),
-                "settings": settings_of(vision.config),
+                "settings": settings_of(self.captioner.vision_settings),
                 "weights": weights_digest(vision),
                 "precision": str(self.precision),
             },

@@ -123,7 +123,7 @@ def _same_vision(reference: Captioner, target: Captioner) -> bool:
         return False
     if own is other:
         return True
-    settings, others = (_without_dropout(settings_of(vision.config)) for vision in (own, other))
+    settings, others = (_without_dropout(settings_of(side.vision_settings)) for side in (target, reference))
     return settings == others and weights_digest(own) == weights_digest(other)
 
 
