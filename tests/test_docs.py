@@ -32,6 +32,7 @@ def python_blocks(page: Path) -> list[str]:
         "docs/metrics.md",
         "docs/report.md",
         "docs/paper_models.md",
+        "docs/own_captioner.md",
     ],
 )
 def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,8 +73,8 @@ def register_captioner(config_class: type[PreTrainedConfig], captioner_class: ty
 
     Args:
         config_class: Class of ``model.config``.
-        captioner_class: A subclass of :class:`Captioner`. A later registration of the same config class replaces the
-            earlier one.
+        captioner_class: :class:`SimpleCaptioner`, or another subclass of :class:`Captioner`. A later registration of
+            the same config class replaces the earlier one.
     """
     if not (isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)):
         raise TypeError(f"config_class must be a subclass of transformers.PreTrainedConfig, but is {config_class!r}")
@@ -227,6 +227,6 @@ def _captioner_class(model: PreTrainedModel) -> type[Captioner]:
         )
     raise TypeError(
         f"no captioner is known for {type(model).__name__} with a {type(model.config).__name__}; known are {known}. "
-        "For a model of your own write a subclass of Captioner and call register_captioner(config_class, "
-        "captioner_class)"
+        "For a model of your own call register_captioner(config_class, SimpleCaptioner), or register a captioner class "
+        "that says more"
     )
