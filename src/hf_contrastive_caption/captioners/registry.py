@@ -227,6 +227,6 @@ def _captioner_class(model: PreTrainedModel) -> type[Captioner]:
         )
     raise TypeError(
         f"no captioner is known for {type(model).__name__} with a {type(model.config).__name__}; known are {known}. "
-        "For a model of your own call register_captioner(config_class, SimpleCaptioner), or register a captioner class "
+        "For a model of your own call register_captioner(config_class, SimpleCaptioner), or register a class "
         "that says more"
     )
