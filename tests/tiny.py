@@ -18,6 +18,9 @@ from transformers import (
     BaseImageProcessor,
     BeitConfig,
     BertConfig,
+    DeiTConfig,
+    Dinov2Config,
+    DonutSwinConfig,
     GPT2Config,
     MBartConfig,
     OPTConfig,
@@ -35,7 +38,7 @@ from transformers import (
 from hf_contrastive_caption.captioners import CaptionBatch, caption_batch
 
 DecoderName = Literal["gpt2", "bert", "roberta", "mbart", "trocr", "opt"]
-EncoderName = Literal["vit", "swin", "beit"]
+EncoderName = Literal["vit", "deit", "beit", "swin", "donut-swin", "dinov2"]
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -67,11 +70,16 @@ def encoder_config(encoder: EncoderName = "vit", *, size: int = 32, dropout: flo
     common: dict[str, Any] = {"image_size": size, "initializer_range": 0.3}
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     layers = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    if encoder == "vit":
-        return ViTConfig(**common, **rates, **layers, patch_size=8)
+    if encoder in ("vit", "deit"):
+        config_class = ViTConfig if encoder == "vit" else DeiTConfig
+        return config_class(**common, **rates, **layers, patch_size=8)
     if encoder == "beit":
         return BeitConfig(**common, **rates, **layers, patch_size=8, drop_path_rate=dropout)
-    return SwinConfig(
+    if encoder == "dinov2":
+        del layers["intermediate_size"]  # mlp_ratio times the width
+        return Dinov2Config(**common, **rates, **layers, patch_size=8, mlp_ratio=2, drop_path_rate=dropout)
+    config_class = SwinConfig if encoder == "swin" else DonutSwinConfig
+    return config_class(
         **common, **rates, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=2, patch_size=4,
         drop_path_rate=dropout,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from tests.captioners import naive
 PACKING = ("gpt2", "bert", "roberta")
 REPEATING = ("mbart", "trocr")
 DECODERS = PACKING + REPEATING
+ENCODERS = get_args(tiny.EncoderName)
 IMAGE_INDEX = (0, 2, 1, 0, 0, 2, 3, 0)  # image 4 of the five has no caption
 
 
@@ -120,16 +121,28 @@ class TestScores:
             expected = captioner.log_probs(model, images, captions)
             torch.testing.assert_close(captioner.log_probs(model, states, captions), expected, rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("encoder", ["swin", "beit"])
-    def test_other_encoders(
-        self, encoder: tiny.EncoderName, images: dict[str, Tensor], captions: CaptionBatch
+    @pytest.mark.parametrize("encoder", ENCODERS)
+    @pytest.mark.parametrize("decoder", DECODERS)
+    def test_every_encoder_with_every_decoder(
+        self,
+        encoder: tiny.EncoderName,
+        decoder: tiny.DecoderName,
+        images: dict[str, Tensor],
+        captions: CaptionBatch,
     ) -> None:
-        model = tiny.captioner_model(encoder=encoder)
+        model = tiny.captioner_model(decoder, encoder=encoder)
         captioner = scorer(model)
-        assert captioner.layout == "packed"
+        captioner.freeze_unused()
+        assert captioner.layout == ("packed" if decoder in PACKING else "repeated")
+        scores, expected = captioner.log_probs(model, images, captions), naive.log_probs(model, images, captions)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4)
+        assert (captioner.log_probs(model, {**images}, captions) - scores).abs().max() == 0  # no noise
         with torch.no_grad():
-            scores = captioner.log_probs(model, images, captions)
-            torch.testing.assert_close(scores, naive.log_probs(model, images, captions), rtol=0, atol=1e-4)
+            from_states = captioner.log_probs(model, captioner.encode(images), captions)
+        torch.testing.assert_close(from_states, expected, rtol=0, atol=1e-4)
+        ours, theirs = naive.gradients(model, scores), naive.gradients(model, expected)
+        assert naive.relative_difference(ours, theirs) < 1e-4
+        assert ours.keys() == {name for name, weight in model.named_parameters() if weight.requires_grad}
 
     def test_an_encoder_of_another_width(self, images: dict[str, Tensor], captions: CaptionBatch) -> None:
         model = tiny.captioner_model(n_embd=24)
