@@ -241,8 +241,9 @@ class TestVision:
 
     def test_states_that_the_forward_reads_otherwise_are_refused(self) -> None:
         captioner = captioner_of(OWN["encoding"], recurrent(distort=0.5))
-        with pytest.raises(ValueError, match="otherwise from the states of an image than from the image"):
-            captioner.verify()
+        for _ in range(2):  # a second attempt is no way around it
+            with pytest.raises(ValueError, match="otherwise from the states of an image than from the image"):
+                captioner.log_probs(captioner.model, tiny.pixel_values(1), tiny.captions([0]))
 
     def test_a_shared_frozen_encoder_and_its_states_on_disk(self, tmp_path: Path) -> None:
         captioner_of(OWN["encoding"])

@@ -178,8 +178,10 @@ class SimpleCaptioner(Captioner):
         """
         super().verify()
         if self.vision is not None:
+            self.verified = False  # not yet
             with resharded(self.model):
                 check_states(self)
+            self.verified = True
 
     def _images(self, images: Images) -> dict[str, Any]:
         """Images, or their states, as arguments of the model."""
