@@ -54,7 +54,7 @@ def moved(model: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in other.parameters():
-            weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+            weight.add_(0.005 * torch.randn(weight.shape, generator=generator))
     return other
 
 
@@ -85,13 +85,13 @@ def launch(folder: Path, processes: int, batch_size: int) -> list[dict[str, Any]
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", "tests.captioners.test_families_distributed", str(folder), str(batch_size)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1300)
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     one = launch(tmp_path / "one", 1, 4)[0]
     two = launch(tmp_path / "two", 2, 2)
