@@ -22,10 +22,7 @@ What is computed ahead is computed before the steps and not timed.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 from typing import Any
 
@@ -33,8 +30,9 @@ import cost_model
 import torch
 from common import out_argument, write_results
 from cost_model import ADAPTERS, STRATEGIES, count_forwards, held_bytes, scores_bytes, states_bytes, step_operations
-from reference_worker import PREFIX, STEPS_IN_EPOCH, TOKENS, WARM_UP, lora, make_processing, work
+from reference_worker import STEPS_IN_EPOCH, TOKENS, lora, make_processing, work
 from training_ways import QUICK_SIZES, SIZES, K, Size
+from turns import WARM_UP, Worker
 
 from hf_contrastive_caption import ContrastiveCaptionConfig
 from hf_contrastive_caption.captioners import caption_batch, captioner_for
@@ -54,49 +52,21 @@ GOALS = {
     "default_step_over_cached_states_step": "at least 2",
     "default_step_over_cached_states_scores_ahead_step": "at least 2.7",
 }
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-class Worker:
-    """A strategy in a process of its own, as the parent sees it."""
-
-    def __init__(self, strategy: str, arguments: argparse.Namespace, size: str, *, memory: bool, steps: int) -> None:
-        command = [sys.executable, __file__, "--work", size, strategy, "--repeats", str(steps)]
-        command += ["--threads", str(arguments.threads)]
-        command += ["--quick"] * arguments.quick + ["--checkpointing"] * arguments.checkpointing
-        environment = {**os.environ, **(ALLOCATOR if memory else {})}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def step(self) -> dict[str, float]:
-        """Have it take a step, and load the batch of the next one."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> dict[str, float]:
-        """What it says next."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(PREFIX):
-                found: dict[str, float] = json.loads(line.removeprefix(PREFIX))
-                return found
-        raise SystemExit(f"{self._process.args} ended with {self._process.wait()}")
-
-    def end(self) -> dict[str, float]:
-        """Have it count a step, and wait for its end."""
-        found = self.step()
-        self._process.communicate()
-        return found
+def start(strategy: str, arguments: argparse.Namespace, size: str, *, memory: bool, steps: int) -> Worker:
+    """A strategy in a process of its own."""
+    command = [sys.executable, __file__, "--work", size, strategy, "--repeats", str(steps)]
+    command += ["--threads", str(arguments.threads)]
+    command += ["--quick"] * arguments.quick + ["--checkpointing"] * arguments.checkpointing
+    return Worker(command, memory=memory)
 
 
 def measure_times(arguments: argparse.Namespace, size: str, repeats: int) -> dict[str, float]:
     """Medians of each strategy in each comparison: seconds of a step, and of loading."""
     found = {}
     for number, names in enumerate(COMPARISONS):
-        workers = {name: Worker(name, arguments, size, memory=False, steps=repeats) for name in names}
+        workers = {name: start(name, arguments, size, memory=False, steps=repeats) for name in names}
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for worker in workers.values():
             worker.answer()  # warmed up, with a batch
@@ -118,7 +88,7 @@ def measure_memory(arguments: argparse.Namespace, size: str) -> dict[str, float]
     found = {}
     sizes = QUICK_SIZES if arguments.quick else SIZES
     for name in STRATEGIES:
-        worker = Worker(name, arguments, size, memory=True, steps=STEPS_IN_EPOCH)
+        worker = start(name, arguments, size, memory=True, steps=STEPS_IN_EPOCH)
         worker.answer()  # warmed up, with a batch
         for _ in range(STEPS_IN_EPOCH):
             worker.step()

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import io
-import json
-import sys
 import tempfile
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +14,14 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from peft import LoraConfig
 from PIL import Image
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-from training_step import status_mb
 from training_ways import K, Size
-from transformers import TrainerCallback
+from turns import WARM_UP, Turns, say, start_mb
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 from hf_contrastive_caption.reference import FrozenReference
 
-TOKENS, WARM_UP, STEPS_IN_EPOCH, PREFIX = 12, 2, 3, "@@ "
+TOKENS, STEPS_IN_EPOCH = 12, 3
 
 
 def make_processing(size: Size) -> tuple[Any, Any]:
@@ -96,87 +86,26 @@ def make_trainer(
     )
 
 
-class Turns(TrainerCallback):
-    """Takes a timed step whenever it is told to, then notes the peak of memory and counts operations.
+class HeldTurns(Turns):
+    """Notes what is held, too."""
 
-    Args:
-        repeats: Timed steps.
-        before_mb: Memory of the process before there was a model.
-    """
-
-    def __init__(self, repeats: int, before_mb: float) -> None:
-        self.repeats = repeats
-        self.before_mb = before_mb
-        self.trainer: ContrastiveCaptionTrainer | None = None
-        self.found: dict[str, float] = {}
-        self._counting = ExitStack()
-        self._mark = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say that the batch is there, and wait for the turn."""
-        loading = time.perf_counter() - self._mark
-        step = state.global_step - WARM_UP
-        if 0 <= step <= self.repeats:
-            say({"loading_s": loading, **self.found})
-            sys.stdin.readline()
-        if step == 0:
-            reset_peak()
-        if step == self.repeats:
-            self.found["peak_mb"] = peak_mb() - self.before_mb
-            self.counter = FlopCounterMode(display=False)
-            self._counting.enter_context(sdpa_kernel(SDPBackend.MATH))
-            self._counting.enter_context(self.counter)
-        self._mark = time.perf_counter()
+    trainer: ContrastiveCaptionTrainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count what is held, when all of it is there."""
         if state.global_step == WARM_UP + self.repeats:
-            assert self.trainer is not None
             self.found["held_mb"] = held_mb(self.trainer)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the time that it took."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.found["step_s"] = time.perf_counter() - self._mark
-        self._counting.close()
-        self._mark = time.perf_counter()
-
-
-def say(values: dict[str, float]) -> None:
-    """Tell the parent; other lines on the standard output are the libraries'."""
-    print(PREFIX + json.dumps(values), flush=True)
 
 
 def work(strategy: str, size: Size, repeats: int, checkpointing: bool) -> None:
     """Train, a step at each turn."""
-    warm = nn.Linear(64, 64)
-    warm(torch.randn(64, 64)).sum().backward()  # threads and kernels of PyTorch
-    ctypes.CDLL(None).malloc_trim(0)
-    turns = Turns(repeats, 0.0 if torch.cuda.is_available() else status_mb("RssAnon"))
+    turns = HeldTurns(repeats, start_mb())
     with tempfile.TemporaryDirectory() as folder:
         turns.trainer = make_trainer(strategy, size, Path(folder), WARM_UP + repeats + 1, checkpointing)
         turns.trainer.add_callback(turns)
         turns.trainer.train()
         kept = sum(file.stat().st_size for file in Path(folder, "ahead").rglob("*.safetensors"))
     say({**turns.found, "operations": turns.counter.get_total_flops(), "ahead_bytes": kept})
-
-
-def reset_peak() -> None:
-    """Let the peak of memory start again from here."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
-
-
-def peak_mb() -> float:
-    """Peak since then, in MB, without pages of files, which the system can drop."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return status_mb("VmHWM") - status_mb("RssFile")
 
 
 def held_mb(trainer: ContrastiveCaptionTrainer) -> float:

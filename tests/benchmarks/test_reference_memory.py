@@ -40,7 +40,8 @@ def taken(
     monkeypatch.setattr(sys, "stdin", io.StringIO("go\ngo\n"))
     script.work(strategy, script.QUICK_SIZES["small"], 1, checkpointing)
     lines = capsys.readouterr().out.splitlines()
-    return [json.loads(line.removeprefix(script.PREFIX)) for line in lines if line.startswith(script.PREFIX)]
+    prefix = importlib.import_module("turns").PREFIX
+    return [json.loads(line.removeprefix(prefix)) for line in lines if line.startswith(prefix)]
 
 
 @linux
