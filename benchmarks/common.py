@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("hf-contrastive-caption", "torch", "transformers", "datasets", "accelerate", "numpy")
+PACKAGES = ("hf-contrastive-caption", "torch", "transformers", "datasets", "accelerate", "trl", "numpy")
 
 
 def machine() -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
-COLUMNS = {"`small`": "small_{}", "`base`": "base_{}", "": "{}"}
+PREFIXES = ("small", "base", "smolvlm", "llava", "smolvlm_frozen", "smolvlm_5")
+COLUMNS = {"": "{}", **{f"`{prefix}`": f"{prefix}_{{}}" for prefix in PREFIXES}}
 """Headings of columns that hold figures, and how the key of the row becomes that of the JSON."""
 
 
