@@ -24,8 +24,8 @@ from hf_contrastive_caption.captioners.vocabulary import (
 from hf_contrastive_caption.models.recurrent import (
     RecurrentCaptionerModel,
     RecurrentDecoder,
-    RecurrentState,
 )
+from hf_contrastive_caption.models.state import RecurrentState
 from hf_contrastive_caption.models.vision import VisionFeatures
 from hf_contrastive_caption.processing import CaptionProcessor
 

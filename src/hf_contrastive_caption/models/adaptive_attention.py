@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from hf_contrastive_caption.models.ragged import pack, unpack
+from hf_contrastive_caption.models.ragged import read_ragged
 from hf_contrastive_caption.models.recurrent import (
     DecoderOutput,
     RecurrentCaptionerConfig,
     RecurrentCaptionerModel,
     RecurrentDecoder,
-    RecurrentState,
 )
+from hf_contrastive_caption.models.state import RecurrentState
 
 _GATES = 5
 """Those of the LSTM (input, forget, content, output) and that of the sentinel, which reads the same."""
@@ -91,42 +91,30 @@ class AdaptiveAttentionDecoder(RecurrentDecoder):
         whole = self.image_mean(features.mean(1)).relu()  # v^g, (n_images, hidden_size)
         words = self.dropout(self.embedding(input_ids))  # (n_tokens, embedding_size)
         gates = self.word_gates(words) + self.image_gates(whole).index_select(0, token_image)  # (n_tokens, 5 * size)
-        hidden, sentinel, after = self._recur(gates, lengths, state)
+        outputs, after = read_ragged(gates, lengths, state, self._recur)
+        hidden, sentinel = outputs.chunk(2, dim=1)  # (n_tokens, hidden_size) each
         read, attention = self._look(regions, hidden, sentinel, token_image)
         return DecoderOutput(self.dropout(read + hidden), after, attention)
 
-    def _recur(
-        self, gates: Tensor, lengths: list[int], state: RecurrentState
-    ) -> tuple[Tensor, Tensor, RecurrentState]:
+    def _recur(self, gates: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """The LSTM, and the visual sentinel s_t = sigmoid(W_x x_t + W_h h_(t-1)) * tanh(m_t).
 
         Args:
-            gates: What the inputs give to the gates, (n_tokens, 5 * hidden_size).
-            lengths: Tokens of each caption.
+            gates: What the inputs give to the gates, (n_captions, steps, 5 * hidden_size).
             state: Before the first token.
 
         Returns:
-            h_t and s_t, (n_tokens, hidden_size) each, and the state behind the last token of each caption.
+            h_t and s_t side by side, (n_captions, steps, 2 * hidden_size), and the state behind the last token.
         """
-        packed = pack(gates, lengths)
-        order, back = packed.sorted_indices, packed.unsorted_indices  # the longest caption first, and back
-        assert order is not None and back is not None
-        hidden = state.hidden[0].index_select(0, order)  # (n_captions, hidden_size)
-        cell = state.cell[0].index_select(0, order)
+        hidden, cell = state.hidden[0], state.cell[0]  # (n_captions, hidden_size)
         outputs = []
-        for step in packed.data.split(packed.batch_sizes.tolist()):
-            running = step.shape[0]  # captions that have a token here come first
-            enter, forget, content, leave, look = (step + self.recurrent_gates(hidden[:running])).chunk(_GATES, dim=1)
-            memory = forget.sigmoid() * cell[:running] + enter.sigmoid() * content.tanh()
-            squashed = memory.tanh()
-            output = leave.sigmoid() * squashed
-            outputs.append(torch.cat([output, look.sigmoid() * squashed], dim=1))
-            hidden = torch.cat([output, hidden[running:]])
-            cell = torch.cat([memory, cell[running:]])
-        flat = unpack(packed._replace(data=torch.cat(outputs)))  # (n_tokens, 2 * hidden_size)
-        after = RecurrentState(hidden.index_select(0, back)[None], cell.index_select(0, back)[None])
-        h, s = flat.chunk(2, dim=1)
-        return h, s, after
+        for step in gates.unbind(1):
+            enter, forget, content, leave, look = (step + self.recurrent_gates(hidden)).chunk(_GATES, dim=1)
+            cell = forget.sigmoid() * cell + enter.sigmoid() * content.tanh()
+            squashed = cell.tanh()
+            hidden = leave.sigmoid() * squashed
+            outputs.append(torch.cat([hidden, look.sigmoid() * squashed], dim=1))
+        return torch.stack(outputs, dim=1), RecurrentState(hidden[None], cell[None])
 
     def _look(self, regions: Tensor, hidden: Tensor, sentinel: Tensor, token_image: Tensor) -> tuple[Tensor, Tensor]:
         """What is seen before each word: the image's positions and the sentinel, weighted.

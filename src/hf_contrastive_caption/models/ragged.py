@@ -1,35 +1,58 @@
-"""Flat captions, one behind the other, as sequences that recurrent layers step through together."""
+"""Flat captions, one behind the other, through recurrent layers that step through all of them together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from hf_contrastive_caption.models.state import RecurrentState
+
+Reader = Callable[[Tensor, RecurrentState], tuple[Tensor, RecurrentState]]
+"""From values (n_captions, steps, width) and the states before them to outputs of the layer, (n_captions, steps,
+size), and the states behind them."""
 
 
-def pack(values: Tensor, lengths: list[int]) -> PackedSequence:
-    """Flat values of captions as a packed sequence.
+def read_ragged(
+    values: Tensor, lengths: list[int], state: RecurrentState, read: Reader
+) -> tuple[Tensor, RecurrentState]:
+    """Run a recurrent layer over flat captions of different lengths, without a step for padding.
 
-    Equal to ``pack_sequence(values.split(lengths), enforce_sorted=False)``, without a tensor for each caption.
+    Captions start together, the longest first. From the end of one to the next end those that still run are a dense
+    batch, so the layer is called once for each different length. For captions of one length this is the one call that
+    there would be without lengths. An ``nn.LSTM`` runs dense batches by oneDNN on processors, and packed sequences
+    step by step without it, which costs more than the padding that they save; see ``docs/benchmarks.md``.
+
+    Equal to a call for each caption; ``tests/models/test_ragged.py`` does that.
 
     Args:
-        values: (n_tokens, width).
-        lengths: Tokens of each caption.
+        values: What the layer reads, (n_tokens, width).
+        lengths: Tokens of each caption, at least one.
+        state: The state of each caption before its first token.
+        read: The layer.
+
+    Returns:
+        The layer's outputs in the order of ``values``, (n_tokens, size), and the state behind the last token of each
+        caption.
     """
     sizes = torch.tensor(lengths)
-    real = _real(sizes, values.device)
-    padded = values.new_zeros(*real.shape, values.shape[1])
-    padded[real] = values
-    return pack_padded_sequence(padded, sizes, batch_first=True, enforce_sorted=False)
-
-
-def unpack(packed: PackedSequence) -> Tensor:
-    """The flat values of a packed sequence, (n_tokens, width), in the order in which :func:`pack` was given them."""
-    padded, sizes = pad_packed_sequence(packed, batch_first=True)
-    values: Tensor = padded[_real(sizes, padded.device)]
-    return values
-
-
-def _real(sizes: Tensor, device: torch.device) -> Tensor:
-    """Where a padded batch has tokens, (n_captions, longest)."""
-    return (torch.arange(int(sizes.max())) < sizes[:, None]).to(device)
+    order = sizes.argsort(descending=True, stable=True)  # (n_captions,)
+    starts = (sizes.cumsum(0) - sizes)[order]
+    ends, counts = sizes.unique(return_counts=True)  # ascending
+    order_there = order.to(values.device)
+    now = state.select(order_there)
+    running, begin = len(lengths), 0
+    outputs, places, ended = [], [], []
+    for end, leaving in zip(ends.tolist(), counts.tolist(), strict=True):
+        place = (starts[:running, None] + torch.arange(begin, end)).flatten()  # (running * steps,)
+        there = place.to(values.device)
+        out, now = read(values.index_select(0, there).view(running, end - begin, -1), now)
+        outputs.append(out.flatten(0, 1))
+        places.append(place)
+        running, begin = running - leaving, end
+        now, done = now.split(running)
+        ended.append(done)
+    back = torch.cat(places).argsort().to(values.device)
+    after = RecurrentState.concatenate(ended[::-1]).select(order_there.argsort())
+    return torch.cat(outputs).index_select(0, back), after

@@ -8,7 +8,6 @@ generated word to the next is a state of fixed size instead of keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -27,6 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
+from hf_contrastive_caption.models.state import RecurrentState
 from hf_contrastive_caption.models.vision import VisionFeatures, pretrained_vision_model, vision_model, vision_width
 
 _IGNORED = -100
@@ -85,50 +85,6 @@ class RecurrentCaptionerConfig(PreTrainedConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and less than 1")
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
-
-
-class RecurrentState:
-    """What a recurrent decoder knows of its captions so far; it stands where other models have keys and values.
-
-    Beam search calls :meth:`reorder_cache`, the one thing that ``generate`` asks of a cache that a model made.
-
-    Attributes:
-        hidden: The LSTM's output, (layers, n_captions, hidden_size).
-        cell: The LSTM's memory, (layers, n_captions, hidden_size).
-    """
-
-    def __init__(self, hidden: Tensor, cell: Tensor) -> None:
-        self.hidden = hidden
-        self.cell = cell
-
-    def select(self, index: Tensor) -> RecurrentState:
-        """The states with these numbers, (n_captions,), in this order."""
-        return RecurrentState(self.hidden.index_select(1, index), self.cell.index_select(1, index))
-
-    @classmethod
-    def join(cls, states: Sequence[RecurrentState], groups: int) -> RecurrentState:
-        """States of several runs of captions as one, where each run has equally many captions of each group.
-
-        Args:
-            states: Their captions are ordered by group.
-            groups: Number of groups, such as images.
-
-        Returns:
-            All captions of the first group, in the order of the runs, then those of the second one, and so on.
-        """
-        if len(states) == 1:
-            return states[0]
-
-        def together(parts: list[Tensor]) -> Tensor:
-            split = [part.unflatten(1, (groups, -1)) for part in parts]  # (layers, groups, n, hidden_size)
-            return torch.cat(split, dim=2).flatten(1, 2)
-
-        return cls(together([state.hidden for state in states]), together([state.cell for state in states]))
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Put the states of the chosen beams, (n_beams,), in the place of all."""
-        chosen = self.select(beam_idx.to(self.hidden.device))
-        self.hidden, self.cell = chosen.hidden, chosen.cell
 
 
 class DecoderOutput(NamedTuple):

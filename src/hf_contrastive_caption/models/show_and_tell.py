@@ -9,14 +9,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from hf_contrastive_caption.models.ragged import pack, unpack
+from hf_contrastive_caption.models.ragged import read_ragged
 from hf_contrastive_caption.models.recurrent import (
     DecoderOutput,
     RecurrentCaptionerConfig,
     RecurrentCaptionerModel,
     RecurrentDecoder,
-    RecurrentState,
 )
+from hf_contrastive_caption.models.state import RecurrentState
 
 
 class ShowAndTellConfig(RecurrentCaptionerConfig):
@@ -43,10 +43,13 @@ class ShowAndTellDecoder(RecurrentDecoder):
     ) -> DecoderOutput:
         """See :meth:`RecurrentDecoder.forward`."""
         words = self.dropout(self.embedding(input_ids))  # (n_tokens, embedding_size)
-        packed = pack(words, lengths)
-        outputs, (hidden, cell) = self.lstm(packed, (state.hidden, state.cell))
-        flat = unpack(outputs)  # (n_tokens, hidden_size)
-        return DecoderOutput(self.dropout(flat), RecurrentState(hidden, cell))
+        hidden, after = read_ragged(words, lengths, state, self._recur)
+        return DecoderOutput(self.dropout(hidden), after)
+
+    def _recur(self, words: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        """The LSTM over captions of one length, (n_captions, length, embedding_size)."""
+        outputs, (hidden, cell) = self.lstm(words, (state.hidden, state.cell))
+        return outputs, RecurrentState(hidden, cell)
 
 
 class ShowAndTell(RecurrentCaptionerModel):
