@@ -52,7 +52,12 @@ class PackedSequencesDecoder(ShowAndTellDecoder):
     """Show and Tell with its LSTM on packed sequences."""
 
     def forward(
-        self, features: Tensor, input_ids: Tensor, lengths: list[int], image_index: Tensor, state: RecurrentState
+        self,
+        seen: tuple[Tensor, ...],
+        input_ids: Tensor,
+        lengths: list[int],
+        image_index: Tensor,
+        state: RecurrentState,
     ) -> DecoderOutput:
         """See :meth:`RecurrentDecoder.forward`."""
         words = pack_sequence(self.embedding(input_ids).split(lengths), enforce_sorted=False)

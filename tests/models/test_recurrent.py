@@ -69,8 +69,9 @@ class TestForward:
                     self.decoder = model.decoder
 
                 def forward(self) -> Tensor:
-                    start = self.decoder.start(features).select(image_index)
-                    read = self.decoder(features, ids, lengths, image_index, start)
+                    seen = self.decoder.see(features)
+                    start = self.decoder.start(seen).select(image_index)
+                    read = self.decoder(seen, ids, lengths, image_index, start)
                     return self.decoder.vocabulary(read.hidden).log_softmax(-1)
 
             named = {f"decoder.{name}": weight for name, weight in zip(names, weights, strict=True)}

@@ -57,6 +57,7 @@ class Captioner(ABC):
         takes_prompt: Whether the family asks for a caption with a prompt, in which case its processor is made by
             :meth:`make_prompt_processor`.
         way_out: What :meth:`verify` advises where no way of scoring is exact.
+        nodes_attend: Whether the nodes of a trie attend to each other, which costs the square of their number.
         start_token_id: The token from which the first token of a caption is predicted; set by a family with tries.
     """
 
@@ -66,6 +67,7 @@ class Captioner(ABC):
         "With packing='auto' repeated states are tried as well; if you did, please report the model's config as a "
         "bug, or register a captioner of your own with register_captioner"
     )
+    nodes_attend: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -206,6 +208,16 @@ class Captioner(ABC):
             max_logits_bytes: Largest size of the logits that are held at one time; the captioner's if not given.
         """
         return None
+
+    def layer_calls(self, longest: int) -> int:
+        """How often layers of the decoder are called for a trie, from which follows how large tries should be.
+
+        Each layer once, as the nodes are one row; a family that reads them one after the other says another number.
+
+        Args:
+            longest: Tokens of the trie's longest caption.
+        """
+        return self.decoder_size()[0]
 
     def gather(self, outputs: ModelOutput, captions: CaptionBatch, rows: DecoderRows) -> Tensor:
         """Log-probability of each caption token, (n_tokens,), which are the logits, or made of them, by the head."""

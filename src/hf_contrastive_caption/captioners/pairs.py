@@ -139,7 +139,8 @@ class PairScorer:
         for size in _CHUNK_SIZES:
             if not runs or size * sizes.position_bytes + sizes.image_bytes <= budget:
                 runs[size] = list(chunks(self._distinct, size))
-        size = min(runs, key=lambda size: sizes.operations([count for _, count in runs[size]], budget))
+        longest = {size: [max(map(len, self._distinct[run])) for run, _ in tries] for size, tries in runs.items()}
+        size = min(runs, key=lambda size: sizes.operations([count for _, count in runs[size]], longest[size], budget))
         for run, _ in runs[size]:
             trie = prefix_trie(self._distinct[run], self.captioner.start_token_id)
             self._tries.append(trie.to(self.captioner.device))
@@ -196,18 +197,27 @@ class _Sizes:
         self.position_bytes = itemsize * ((2 * layers + 4) * width + 13 * widest)
         self.image_bytes = states.numel() * itemsize * (2 * layers + 9)
         self._per_position: int = 2 * sum(weight.numel() for weight in (*products, *projection.values()))
-        self._per_pair: float = 4 * layers * width * _ATTENTION_SLOWDOWN
-        of_layer = _OPERATIONS_PER_LAYER_CALL.get(captioner.device.type, _OPERATIONS_PER_LAYER_CALL_ELSEWHERE)
-        self._per_call: float = layers * of_layer
+        self._per_pair: float = 4 * layers * width * _ATTENTION_SLOWDOWN if captioner.nodes_attend else 0
+        self._layer_calls = captioner.layer_calls
+        self._per_layer_call: float = _OPERATIONS_PER_LAYER_CALL.get(
+            captioner.device.type, _OPERATIONS_PER_LAYER_CALL_ELSEWHERE
+        )
 
     def images_at_once(self, num_positions: Sequence[int], budget: int) -> int:
         """How many images fit a budget of bytes with tries of so many positions."""
         return _some_images(budget // (self.image_bytes + max(num_positions) * self.position_bytes))
 
-    def operations(self, num_positions: Sequence[int], budget: int) -> float:
-        """What tries of so many positions cost for an image, in operations of large matrix products."""
-        calls = len(num_positions) * self._per_call / self.images_at_once(num_positions, budget)
-        return calls + sum(n * (self._per_position + self._per_pair * n) for n in num_positions)
+    def operations(self, num_positions: Sequence[int], longest: Sequence[int], budget: int) -> float:
+        """What tries cost for an image, in operations of large matrix products.
+
+        Args:
+            num_positions: Positions of each trie.
+            longest: Tokens of the longest caption of each trie.
+            budget: Working memory in bytes, from which follows how many images share a call.
+        """
+        calls = sum(map(self._layer_calls, longest)) * self._per_layer_call
+        positions = sum(n * (self._per_position + self._per_pair * n) for n in num_positions)
+        return calls / self.images_at_once(num_positions, budget) + positions
 
 
 def _some_images(number: int) -> int:

@@ -39,6 +39,8 @@ class RecurrentCaptioner(Captioner):
     padding and encodes each image once. The repeated layout pads each caption to the longest one.
     """
 
+    nodes_attend = False
+
     def __init__(self, model: nn.Module, processor: CaptionProcessor, **options: Any) -> None:
         super().__init__(model, processor, **options)
         captioner = self._captioner
@@ -147,18 +149,23 @@ class RecurrentCaptioner(Captioner):
             scores.append(log_softmax_of(logits, ids))
         return torch.cat(scores)
 
+    def layer_calls(self, longest: int) -> int:
+        """See :meth:`Captioner.layer_calls`; the nodes of each depth are read together."""
+        return longest * self._captioner.config.num_hidden_layers
+
     def trie_scorer(self, images: Images, max_logits_bytes: int | None = None) -> TrieScorer:
         """See :meth:`Captioner.trie_scorer`; nodes are read depth by depth, each from its parent's state."""
         features = self.encode(images)[VISION_STATES]
         logits_bytes = self.max_logits_bytes if max_logits_bytes is None else max_logits_bytes
         with torch.no_grad():
-            start = self._decoder.start(features)
+            seen = self._decoder.see(features)
+            start = self._decoder.start(seen)
         per_node = features.shape[0] * self._decoder.bytes_per_token(features)
         step = max(1, logits_bytes // per_node)
 
         def score(trie: PrefixTrie) -> Tensor:
             with torch.no_grad():
-                hidden = self._read_trie(trie, features, start, step)  # (n_images, n_nodes, hidden_size)
+                hidden = self._read_trie(trie, seen, start, step)  # (n_images, n_nodes, hidden_size)
                 fused = edge_log_probs_instead_of_logits(self._vocabulary, trie, logits_bytes)
                 with fused if self.head == "fused" else nullcontext():
                     logits: Tensor = self._vocabulary(hidden)
@@ -166,9 +173,9 @@ class RecurrentCaptioner(Captioner):
 
         return score
 
-    def _read_trie(self, trie: PrefixTrie, features: Tensor, start: RecurrentState, step: int) -> Tensor:
+    def _read_trie(self, trie: PrefixTrie, seen: tuple[Tensor, ...], start: RecurrentState, step: int) -> Tensor:
         """What the decoder makes of the nodes, (n_images, n_nodes, hidden_size), at most ``step`` nodes at a time."""
-        num_images, device = features.shape[0], features.device
+        num_images, device = seen[0].shape[0], seen[0].device
         images = torch.arange(num_images, device=device)
         parent_of = trie.parents()
         place = torch.zeros_like(trie.depth)  # of a node among those of its depth
@@ -185,7 +192,7 @@ class RecurrentCaptioner(Captioner):
                 index = (images[:, None] * width + before).flatten()  # (n_images * n_some,)
                 tokens = trie.input_ids[some].repeat(num_images)
                 image_index = images.repeat_interleave(some.shape[0])
-                out = self._decoder(features, tokens, [1] * tokens.shape[0], image_index, above.select(index))
+                out = self._decoder(seen, tokens, [1] * tokens.shape[0], image_index, above.select(index))
                 read.append(out.hidden.view(num_images, some.shape[0], -1))
                 order.append(some)
                 states.append(out.state)

@@ -71,9 +71,20 @@ class AdaptiveAttentionDecoder(RecurrentDecoder):
         self.attend_sentinel = nn.Linear(size, attention, bias=False)  # W_s
         self.attend = nn.Linear(attention, 1, bias=False)  # w_h
 
-    def start(self, features: Tensor) -> RecurrentState:
+    def see(self, features: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`RecurrentDecoder.see`.
+
+        Returns:
+            V, (n_images, positions, hidden_size), W_v V, (n_images, positions, attention_size), and the part of v^g in
+            the gates, (n_images, 5 * hidden_size).
+        """
+        regions = self.image(features).relu()
+        whole = self.image_mean(features.mean(1)).relu()  # v^g, (n_images, hidden_size)
+        return regions, self.attend_image(regions), self.image_gates(whole)
+
+    def start(self, seen: tuple[Tensor, ...]) -> RecurrentState:
         """See :meth:`RecurrentDecoder.start`: zeros, as the image enters with every word."""
-        nothing = self.word_gates.weight.new_zeros(1, features.shape[0], self.recurrent_gates.in_features)
+        nothing = self.word_gates.weight.new_zeros(1, seen[0].shape[0], self.recurrent_gates.in_features)
         return RecurrentState(nothing, nothing)
 
     def bytes_per_token(self, features: Tensor) -> int:
@@ -82,18 +93,22 @@ class AdaptiveAttentionDecoder(RecurrentDecoder):
         return super().bytes_per_token(features) + attention
 
     def forward(
-        self, features: Tensor, input_ids: Tensor, lengths: list[int], image_index: Tensor, state: RecurrentState
+        self,
+        seen: tuple[Tensor, ...],
+        input_ids: Tensor,
+        lengths: list[int],
+        image_index: Tensor,
+        state: RecurrentState,
     ) -> DecoderOutput:
         """See :meth:`RecurrentDecoder.forward`."""
-        repeats = torch.tensor(lengths, device=features.device)
+        regions, keys, of_image = seen
+        repeats = torch.tensor(lengths, device=input_ids.device)
         token_image = image_index.repeat_interleave(repeats, output_size=input_ids.shape[0])  # (n_tokens,)
-        regions = self.image(features).relu()  # V, (n_images, positions, hidden_size)
-        whole = self.image_mean(features.mean(1)).relu()  # v^g, (n_images, hidden_size)
         words = self.dropout(self.embedding(input_ids))  # (n_tokens, embedding_size)
-        gates = self.word_gates(words) + self.image_gates(whole).index_select(0, token_image)  # (n_tokens, 5 * size)
+        gates = self.word_gates(words) + of_image.index_select(0, token_image)  # (n_tokens, 5 * hidden_size)
         outputs, after = read_ragged(gates, lengths, state, self._recur)
         hidden, sentinel = outputs.chunk(2, dim=1)  # (n_tokens, hidden_size) each
-        read, attention = self._look(regions, hidden, sentinel, token_image)
+        read, attention = self._look(regions, keys, hidden, sentinel, token_image)
         return DecoderOutput(self.dropout(read + hidden), after, attention)
 
     def _recur(self, gates: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
@@ -116,7 +131,9 @@ class AdaptiveAttentionDecoder(RecurrentDecoder):
             outputs.append(torch.cat([hidden, look.sigmoid() * squashed], dim=1))
         return torch.stack(outputs, dim=1), RecurrentState(hidden[None], cell[None])
 
-    def _look(self, regions: Tensor, hidden: Tensor, sentinel: Tensor, token_image: Tensor) -> tuple[Tensor, Tensor]:
+    def _look(
+        self, regions: Tensor, keys: Tensor, hidden: Tensor, sentinel: Tensor, token_image: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What is seen before each word: the image's positions and the sentinel, weighted.
 
         With the weights a over positions and sentinel (equation 12), beta = a_(k+1), the adaptive context
@@ -124,6 +141,7 @@ class AdaptiveAttentionDecoder(RecurrentDecoder):
 
         Args:
             regions: V, (n_images, positions, hidden_size).
+            keys: W_v V, (n_images, positions, attention_size).
             hidden: h_t, (n_tokens, hidden_size).
             sentinel: s_t, (n_tokens, hidden_size).
             token_image: The image of each token, (n_tokens,).
@@ -139,8 +157,8 @@ class AdaptiveAttentionDecoder(RecurrentDecoder):
             return rows.view(num_images, width, -1)
 
         query = self.attend_hidden(hidden)  # (n_tokens, attention_size)
-        seen = self.attend_image(regions)[:, None] + by_image(query)[:, :, None]
-        scores = self.attend(seen.tanh()).flatten(2)  # z, (n_images, width, positions)
+        compared = keys[:, None] + by_image(query)[:, :, None]
+        scores = self.attend(compared.tanh()).flatten(2)  # z, (n_images, width, positions)
         own = self.attend((self.attend_sentinel(sentinel) + query).tanh())  # (n_tokens, 1)
         scores = scores.view(-1, positions).index_select(0, place)
         weights = torch.cat([scores, own], dim=1).softmax(dim=1)  # (n_tokens, positions + 1)

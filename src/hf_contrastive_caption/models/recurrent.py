@@ -116,17 +116,33 @@ class RecurrentDecoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.vocabulary = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def start(self, features: Tensor) -> RecurrentState:
-        """The states before the first token, one for each image."""
+    def see(self, features: Tensor) -> tuple[Tensor, ...]:
+        """What words read of the images, computed once for all of them.
+
+        Args:
+            features: Of the images, (n_images, positions, width).
+
+        Returns:
+            Tensors with n_images along the first dimension.
+        """
+        return (features,)
+
+    def start(self, seen: tuple[Tensor, ...]) -> RecurrentState:
+        """The states before the first token, one for each image, of what :meth:`see` gave."""
         raise NotImplementedError
 
     def forward(
-        self, features: Tensor, input_ids: Tensor, lengths: list[int], image_index: Tensor, state: RecurrentState
+        self,
+        seen: tuple[Tensor, ...],
+        input_ids: Tensor,
+        lengths: list[int],
+        image_index: Tensor,
+        state: RecurrentState,
     ) -> DecoderOutput:
         """Read captions, or a further piece of each.
 
         Args:
-            features: Of the images, (n_images, positions, width).
+            seen: What :meth:`see` made of the images.
             input_ids: Tokens of all captions one behind the other, (n_tokens,).
             lengths: Number of tokens of each caption, n_captions numbers.
             image_index: The image of each caption, (n_captions,).
@@ -275,8 +291,11 @@ class RecurrentCaptionerModel(PreTrainedModel, GenerationMixin):
             decoder_input_ids = self._shifted(labels, sizes)
         if image_index is None:
             image_index = _images_in_order(decoder_input_ids, features)
-        state = past_key_values or self.decoder.start(features).select(image_index)
-        read: DecoderOutput = self.decoder(features, decoder_input_ids.reshape(-1), sizes, image_index, state)
+        seen = past_key_values.seen if past_key_values is not None else None
+        if seen is None:
+            seen = self.decoder.see(features)
+        state = past_key_values or self.decoder.start(seen).select(image_index)
+        read: DecoderOutput = self.decoder(seen, decoder_input_ids.reshape(-1), sizes, image_index, state)
         logits: Tensor = self.decoder.vocabulary(read.hidden.view(*decoder_input_ids.shape, -1))
         loss = None
         if labels is not None:
@@ -284,7 +303,7 @@ class RecurrentCaptionerModel(PreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(wide.flatten(0, -2), labels.reshape(-1), ignore_index=_IGNORED)
         output = RecurrentCaptionerOutput(loss=loss, logits=logits, encoder_last_hidden_state=features)
         if use_cache:
-            output["past_key_values"] = read.state
+            output["past_key_values"] = RecurrentState(read.state.hidden, read.state.cell, seen)
         if output_attentions and read.attention is not None:
             weights = read.attention.view(*decoder_input_ids.shape, -1)
             output["cross_attentions"] = (weights[:, None] if weights.ndim == 3 else weights,)

@@ -33,13 +33,18 @@ class ShowAndTellDecoder(RecurrentDecoder):
         self.image = nn.Linear(vision_width, config.embedding_size)
         self.lstm = nn.LSTM(config.embedding_size, config.hidden_size, config.num_hidden_layers, batch_first=True)
 
-    def start(self, features: Tensor) -> RecurrentState:
+    def start(self, seen: tuple[Tensor, ...]) -> RecurrentState:
         """See :meth:`RecurrentDecoder.start`: the state behind the image, (n_images, 1, width), and before a word."""
-        _, (hidden, cell) = self.lstm(self.image(features))
+        _, (hidden, cell) = self.lstm(self.image(seen[0]))
         return RecurrentState(hidden, cell)
 
     def forward(
-        self, features: Tensor, input_ids: Tensor, lengths: list[int], image_index: Tensor, state: RecurrentState
+        self,
+        seen: tuple[Tensor, ...],
+        input_ids: Tensor,
+        lengths: list[int],
+        image_index: Tensor,
+        state: RecurrentState,
     ) -> DecoderOutput:
         """See :meth:`RecurrentDecoder.forward`."""
         words = self.dropout(self.embedding(input_ids))  # (n_tokens, embedding_size)

@@ -16,11 +16,14 @@ class RecurrentState:
     Attributes:
         hidden: The LSTM's output, (layers, n_captions, hidden_size).
         cell: The LSTM's memory, (layers, n_captions, hidden_size).
+        seen: What the decoder made of the images, so that the next word need not compute it again; ``generate`` has
+            a row of it for each caption, and beams only change places with beams of the same image.
     """
 
-    def __init__(self, hidden: Tensor, cell: Tensor) -> None:
+    def __init__(self, hidden: Tensor, cell: Tensor, seen: tuple[Tensor, ...] | None = None) -> None:
         self.hidden = hidden
         self.cell = cell
+        self.seen = seen
 
     def select(self, index: Tensor) -> RecurrentState:
         """The states with these numbers, (n_captions,), in this order."""
