@@ -12,6 +12,10 @@ Lengths are drawn: ``coco`` like those of COCO's captions (mean 11, standard dev
 distribution with a longer tail. All ways must give the same scores and the same gradient, or the script stops. They
 are timed in turns, in seconds of the processor, which other work on the machine disturbs less than those of the clock;
 medians are compared.
+
+Then all captions of a set are scored against some images, as self-retrieval does, by prefix tries: with tries of the
+size that the family's own costs choose, and of the size that would be right for a decoder that reads a trie as one row
+of a transformer.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from transformers import ResNetConfig
 
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, caption_batch, captioner_for
-from hf_contrastive_caption.captioners.recurrent import VISION_STATES
+from hf_contrastive_caption.captioners.pairs import PairScorer
+from hf_contrastive_caption.captioners.recurrent import VISION_STATES, RecurrentCaptioner
 from hf_contrastive_caption.models import (
     AdaptiveAttention,
     AdaptiveAttentionConfig,
@@ -163,6 +168,42 @@ def measure(kind: str, lengths: list[int], arguments: argparse.Namespace) -> tup
     return {f"{name}_s": value for name, value in found.items()}, ratios
 
 
+class OneRow(RecurrentCaptioner):
+    """Says that a trie costs what it costs a transformer."""
+
+    nodes_attend = True
+
+    def layer_calls(self, longest: int) -> int:
+        """See :meth:`Captioner.layer_calls`."""
+        return Captioner.layer_calls(self, longest)
+
+
+def measure_tries(kind: str, arguments: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians and the ratio of two sizes of tries; captions of few words, so that they share beginnings."""
+    width, vocabulary = (16, 40) if arguments.quick else (512, 10_000)
+    size = {"vocab_size": vocabulary, "embedding_size": width, "hidden_size": width}
+    positions, channels = (1 if kind == "show_and_tell" else 49), (32 if arguments.quick else 2048)
+    own = ways(kind, size, channels)["flat"]
+    other = OneRow(own.model, own.processor)
+    lengths = caption_lengths("coco", 30 if arguments.quick else 500)
+    drawn = torch.Generator().manual_seed(0)
+    words = (torch.rand(sum(lengths), generator=drawn) ** 3 * 30).int() + 4
+    ids = [piece.tolist() for piece in words.split(lengths)]
+    scorers = {"own": PairScorer(own, ids), "one_row": PairScorer(other, ids)}
+    images = {VISION_STATES: torch.rand(8, positions, channels)}
+    scores = {name: scorer.scores(images) for name, scorer in scorers.items()}
+    if (scores["own"] - scores["one_row"]).abs().max() > SCORES:
+        raise SystemExit("the two sizes of tries do not give the same")
+    times: dict[str, list[float]] = defaultdict(list)
+    for _ in range(max(1, arguments.repeats // 2)):
+        for name, scorer in scorers.items():
+            times[name].append(processor_seconds(partial(scorer.scores, images)))
+    found = {f"tries_{name}_costs_s": statistics.median(series) for name, series in times.items()}
+    found |= {f"tries_{name}_chunk_size": scorer.plan.chunk_size for name, scorer in scorers.items()}
+    ratio = found["tries_one_row_costs_s"] / found["tries_own_costs_s"]
+    return found, {"tries_one_row_over_own_costs": ratio}
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,6 +236,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             print_table(f"{kind}, {distribution}: {padding:.0%} of the padded batch is padding", rows)
             measurements |= {f"{distribution}_{kind}_{name}": value for name, value in found.items()}
             ratios |= {f"{distribution}_{kind}_{name}": value for name, value in own.items()}
+    for kind in ("show_and_tell", "adaptive_attention"):
+        found, own = measure_tries(kind, arguments)
+        print_table(f"{kind}, tries", [(name, f"{value:.3f}") for name, value in (found | own).items()])
+        measurements |= {f"{kind}_{name}": value for name, value in found.items()}
+        ratios |= {f"{kind}_{name}": value for name, value in own.items()}
     if arguments.out is not None:
         write_results(__file__, ratios, measurements, arguments.out)
     return ratios

@@ -193,6 +193,26 @@ class TestRetrieval:
                 expected = naive.log_probs_of(model, images, batch)
                 torch.testing.assert_close(scores[image], expected, rtol=0, atol=1e-4)
 
+    def test_tries_are_as_large_as_reading_them_depth_by_depth_wants(self, kind: str) -> None:
+        """Calls for each depth, and nodes that do not attend to each other: large tries. A row wants smaller ones."""
+
+        class OneRow(RecurrentCaptioner):
+            nodes_attend = True
+
+            def layer_calls(self, longest: int) -> int:
+                return Captioner.layer_calls(self, longest)
+
+        captioner = scorer(recurrent.captioner_model(kind))
+        other = OneRow(captioner.model, captioner.processor)
+        other.verify()
+        assert (captioner.layer_calls(9), other.layer_calls(9)) == (9, 1)
+        sentences = [[4 + i % 13, 4 + i % 7, 4 + i, *range(4, 4 + i % 9), tiny.EOS] for i in range(60)]
+        own, row = (PairScorer(one, sentences) for one in (captioner, other))
+        assert own.plan.chunk_size > row.plan.chunk_size
+        assert own.plan.num_positions < row.plan.num_positions
+        images = tiny.pixel_values(2)
+        torch.testing.assert_close(own.scores(images), row.scores(images), rtol=0, atol=1e-4)
+
     def test_two_layers(self, kind: str, images: dict[str, Tensor]) -> None:
         if kind != "show-and-tell":
             with pytest.raises(ValueError, match="num_hidden_layers is 2"):

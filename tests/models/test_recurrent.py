@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageTextToText, Dinov2Config
 
 from hf_contrastive_caption.loading import load_model
 from hf_contrastive_caption.models.recurrent import RecurrentCaptionerModel
@@ -212,6 +214,22 @@ class TestGenerate:
         with pytest.raises(ValueError, match=message):
             model.generate(**tiny.pixel_values(1), max_new_tokens=4, **arguments)
 
+    @pytest.mark.parametrize("num_beams", [1, 3])
+    def test_the_image_is_looked_at_once_for_all_words(
+        self, kind: str, num_beams: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = recurrent.captioner_model(kind).eval()
+        looks: list[int] = []
+        see = model.decoder.see
+
+        def noted(features: Tensor) -> tuple[Tensor, ...]:
+            looks.append(features.shape[0])
+            return see(features)
+
+        monkeypatch.setattr(model.decoder, "see", noted)
+        model.generate(**tiny.pixel_values(2), num_beams=num_beams, max_new_tokens=5, min_new_tokens=5)
+        assert looks == [2 * num_beams]
+
     def test_from_encoded_images(self, kind: str) -> None:
         model = recurrent.captioner_model(kind).eval()
         images = tiny.pixel_values(3)
@@ -299,6 +317,36 @@ class TestVision:
         model.train()
         assert all(module.training for module in model.modules())
 
+    @pytest.mark.parametrize("kind", recurrent.KINDS)
+    def test_layers_of_the_vision_model_can_be_checkpointed(self, kind: str) -> None:
+        inputs = {**tiny.pixel_values(2), "labels": torch.tensor([[7, 8, 2], [9, 2, -100]])}
+        gradients = []
+        for checkpointed in (False, True):
+            model = recurrent.captioner_model(kind, "vit")
+            runs: list[int] = []
+            model.vision.model.layers[0].mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+            if checkpointed:
+                model.gradient_checkpointing_enable()
+            gradients.append(image_gradients(model, model(**inputs).loss))
+            assert len(runs) == 1 + checkpointed
+        for one, other in zip(*gradients, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None and other is not None:
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        with pytest.raises(ValueError, match="does not support"):
+            recurrent.captioner_model(kind, "resnet").gradient_checkpointing_enable()
+
+    @pytest.mark.parametrize("kind", recurrent.KINDS)
+    @pytest.mark.parametrize("backbone", [False, True])
+    def test_dinov2(self, kind: str, backbone: bool) -> None:
+        layers = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+        config = Dinov2Config(image_size=32, patch_size=8, out_features=["stage2"], **layers)
+        model = recurrent.captioner_model(kind, vision_config=config, vision_backbone=backbone).eval()
+        seen = model.vision(**tiny.pixel_values(2))[0]
+        positions = 16 if backbone else 17  # as a backbone it gives a feature map without the class token
+        assert seen.shape == (2, 1 if model.pooled else positions, 16)
+        assert model.generate(**tiny.pixel_values(2), max_new_tokens=3).shape[0] == 2
+
     def test_a_vision_model_of_unknown_width_needs_it_told(self) -> None:
         from transformers import MobileNetV2Config
 
@@ -322,6 +370,34 @@ def test_settings_that_make_no_model_are_refused(settings: dict[str, Any], messa
     for config_class, _ in recurrent.MODELS.values():
         with pytest.raises(ValueError, match=message):
             config_class(**settings)
+
+
+@pytest.mark.parametrize("kind", recurrent.KINDS)
+def test_forget_gates_begin_open_and_files_keep_what_was_learned(kind: str, tmp_path: Path) -> None:
+    config_class, model_class = recurrent.MODELS[kind]
+    model = model_class(config_class(vision_config=recurrent.vision_config(), hidden_size=3, embedding_size=2))
+    name = "lstm.bias_ih_l0" if kind == "show-and-tell" else "word_gates.bias"
+    bias = model.decoder.get_parameter(name)
+    assert bias.tolist() == [0.0] * 3 + [1.0] * 3 + [0.0] * (len(bias) - 6)
+    with torch.no_grad():
+        bias.copy_(torch.arange(len(bias)))
+    model.save_pretrained(tmp_path)
+    again = model_class.from_pretrained(tmp_path).decoder.get_parameter(name)
+    assert again.tolist() == list(range(len(bias)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", recurrent.KINDS)
+def test_plain_transformers_loads_files_after_one_import(kind: str, tmp_path: Path) -> None:
+    """In a fresh process, and without trust_remote_code."""
+    recurrent.captioner_model(kind).save_pretrained(tmp_path)
+    lines = (
+        "import hf_contrastive_caption.models",
+        "from transformers import AutoModelForImageTextToText",
+        f"print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__name__)",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[-1] == recurrent.MODELS[kind][1].__name__, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("kind", recurrent.KINDS)

@@ -6,6 +6,7 @@ Sentinel for Image Captioning", CVPR 2017, arXiv 1612.01887, section 2. Written 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -81,6 +82,10 @@ class AdaptiveAttentionDecoder(RecurrentDecoder):
         regions = self.image(features).relu()
         whole = self.image_mean(features.mean(1)).relu()  # v^g, (n_images, hidden_size)
         return regions, self.attend_image(regions), self.image_gates(whole)
+
+    def forget_gates(self) -> Iterator[tuple[Tensor, int]]:
+        """See :meth:`RecurrentDecoder.forget_gates`; gates come in the order of :data:`_GATES`."""
+        yield self.word_gates.bias, self.recurrent_gates.in_features
 
     def start(self, seen: tuple[Tensor, ...]) -> RecurrentState:
         """See :meth:`RecurrentDecoder.start`: zeros, as the image enters with every word."""

@@ -22,7 +22,7 @@ def read_ragged(
     Captions start together, the longest first. From the end of one to the next end those that still run are a dense
     batch, so the layer is called once for each different length. For captions of one length this is the one call that
     there would be without lengths. An ``nn.LSTM`` runs dense batches by oneDNN on processors, and packed sequences
-    step by step without it, which costs more than the padding that they save; see ``docs/benchmarks.md``.
+    step by step without it, which is slower where gradients are taken; see ``docs/benchmarks.md``.
 
     Equal to a call for each caption; ``tests/models/test_ragged.py`` does that.
 

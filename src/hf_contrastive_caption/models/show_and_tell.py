@@ -6,6 +6,8 @@ Oriol Vinyals, Alexander Toshev, Samy Bengio and Dumitru Erhan, "Show and Tell: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -32,6 +34,11 @@ class ShowAndTellDecoder(RecurrentDecoder):
         super().__init__(config, vision_width)
         self.image = nn.Linear(vision_width, config.embedding_size)
         self.lstm = nn.LSTM(config.embedding_size, config.hidden_size, config.num_hidden_layers, batch_first=True)
+
+    def forget_gates(self) -> Iterator[tuple[Tensor, int]]:
+        """See :meth:`RecurrentDecoder.forget_gates`; gates come in the order input, forget, cell, output."""
+        for layer in range(self.lstm.num_layers):
+            yield self.lstm.get_parameter(f"bias_ih_l{layer}"), self.lstm.hidden_size
 
     def start(self, seen: tuple[Tensor, ...]) -> RecurrentState:
         """See :meth:`RecurrentDecoder.start`: the state behind the image, (n_images, 1, width), and before a word."""
