@@ -151,7 +151,8 @@ class RecurrentCaptioner(Captioner):
 
     def layer_calls(self, longest: int) -> int:
         """See :meth:`Captioner.layer_calls`; the nodes of each depth are read together."""
-        return longest * self._captioner.config.num_hidden_layers
+        layers, _ = self.decoder_size()
+        return longest * layers
 
     def trie_scorer(self, images: Images, max_logits_bytes: int | None = None) -> TrieScorer:
         """See :meth:`Captioner.trie_scorer`; nodes are read depth by depth, each from its parent's state."""
