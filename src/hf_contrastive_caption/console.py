@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Protocol
 
 import datasets
 from PIL import Image
@@ -19,8 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 from hf_contrastive_caption.evaluation.measures import aligned_table
 
-Advance = Callable[[int, str], None]
-"""Called with the number of steps that are done and a word about them."""
+
+class Advance(Protocol):
+    """Says how far a stage is."""
+
+    def __call__(self, done: int, about: str = "", total: int | None = None, /) -> None:
+        """Take the number of steps that are done, a word about them, and how many there are if that was not known."""
+
 
 _PREVIEW = 24
 """Width of a picture in characters."""
@@ -35,6 +41,11 @@ class CommandConsole:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = Console(highlight=False) if console is None else console
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether people look at it while it is printed."""
+        return self._console.is_terminal
 
     def say(self, text: str = "", style: str | None = None) -> None:
         """Print a line, without markup; it is wrapped in a terminal only."""
@@ -63,10 +74,10 @@ class CommandConsole:
         with Progress(*columns, console=self._console, transient=True, disable=hidden) as progress:
             task = progress.add_task(title, total=steps, note="")
 
-            def advance(done: int, about: str = "") -> None:
+            def advance(done: int, about: str = "", total: int | None = None, /) -> None:
                 nonlocal note
                 note = about or note
-                progress.update(task, completed=done, note=note)
+                progress.update(task, completed=done, note=note, total=total)
 
             yield advance
         after = f", {note}" if note else ""

@@ -18,7 +18,10 @@ def run(*words: str, code: str | None = None) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, *program, *words], capture_output=True, text=True, env=env)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["demo", "--help"], ["env", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["demo", "--help"], ["caption", "--help"], ["convert", "--help"], ["env", "--help"], ["--version"]],
+)
 def test_help_imports_nothing_heavy(words):
     code = (
         "import json, sys\n"
@@ -37,7 +40,9 @@ def test_help_imports_nothing_heavy(words):
 def test_help_names_the_commands_and_their_options():
     done = run("--help")
     assert done.returncode == 0
-    assert {"demo", "env", "--debug", "--version"} <= set(done.stdout.split())
+    assert {"demo", "train", "caption", "convert", "env", "--debug", "--version"} <= set(done.stdout.split())
+    assert {"--install-completion", "--show-completion"} <= set(done.stdout.split())
+    assert len(done.stdout.splitlines()) < 30
     done = run("demo", "--help")
     assert done.returncode == 0
     options = ("seed", "output-dir", "train-images", "reference-steps", "steps", "num-negatives", "quick")
@@ -111,3 +116,31 @@ def test_settings_of_the_demo_reach_it(monkeypatch, tmp_path):
     assert seen[0] == DemoSettings()
     assert seen[1] == DemoSettings(**QUICK)
     assert seen[2] == DemoSettings(**{**QUICK, "steps": 7}, seed=3, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected", "others"),
+    [
+        ("", {"train", "caption", "convert", "evaluate", "demo", "launch", "env"}, set()),
+        ("ca", {"caption"}, {"convert"}),
+        ("train --num-n", {"--num-negatives"}, {"--model"}),
+        ("train --per-device", {"--per-device-train-batch-size", "--per-device-eval-batch-size"}, {"--seed"}),
+        ("caption a.jpg --mod", {"--model"}, {"--json"}),
+    ],
+)
+def test_shells_are_told_what_fits(typed, expected, others):
+    code = (
+        "import sys\nfrom hf_contrastive_caption.cli.main import main\n"
+        "try:\n    main([])\nfinally:\n"
+        "    print('HEAVY', {name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers'})\n"
+    )
+    env = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "_CONTRASTIVE_CAPTION_COMPLETE": "complete_bash", "COMP_WORDS": f"contrastive-caption {typed}",
+        "COMP_CWORD": str(len(typed.split()) or 1),
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    words = set(done.stdout.split())
+    assert expected <= words, done.stderr
+    assert not others & words
+    assert "HEAVY set()" in done.stdout

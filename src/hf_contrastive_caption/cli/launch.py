@@ -5,12 +5,14 @@ Nothing heavy is imported before it is known that the command is used rightly.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from hf_contrastive_caption.cli.errors import INTERRUPTED
 from hf_contrastive_caption.launch import accelerate_config, shipped_configs
 
 _WITH_VALUE = ("--accelerate-config", "--num-processes")
@@ -46,14 +48,20 @@ def launch(config: str, num_processes: int | None, script: Path, arguments: Sequ
     Raises:
         ValueError: If there is no such config or script, or no GPU to count, or Accelerate has no FSDP2.
     """
-    return exit_code(subprocess.run(launch_command(config, num_processes, script, arguments)).returncode)
+    return run_to_its_end(launch_command(config, num_processes, script, arguments))
 
 
 def launch_command(config: str, num_processes: int | None, script: Path, arguments: Sequence[str]) -> list[str]:
     """The words of the process that is started; see :func:`launch`."""
-    file = accelerate_config(config)
+    accelerate_config(config)  # a wrong one is told first
     if not script.is_file():
         raise ValueError(f"there is no script {str(script)!r}; give the path of a Python file after the options")
+    return [*accelerate_launch(config, num_processes), str(script), *arguments]
+
+
+def accelerate_launch(config: str, num_processes: int | None) -> list[str]:
+    """The words that start ``accelerate launch``, without those for what it runs; see :func:`launch`."""
+    file = accelerate_config(config)
     if config in shipped_configs() and num_processes is None:  # one's own file may say it
         num_processes = _num_gpus()
     if config == "fsdp2":
@@ -61,7 +69,27 @@ def launch_command(config: str, num_processes: int | None, script: Path, argumen
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
     if num_processes is not None:
         command += ["--num_processes", str(num_processes)]
-    return [*command, str(script), *arguments]
+    return command
+
+
+def run_to_its_end(command: Sequence[str], env: dict[str, str] | None = None) -> int:
+    """Run a command that gets Ctrl-C itself, as a terminal sends it to all; so this process waits for it.
+
+    Returns:
+        Its exit code, as a shell would say it; 130 after a Ctrl-C.
+    """
+    interrupted = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        code = exit_code(subprocess.Popen(command, env=env).wait())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return INTERRUPTED if interrupted and code else code
 
 
 def exit_code(returncode: int) -> int:

@@ -2,7 +2,7 @@
 
 Nothing of torch, transformers or datasets is imported before a command needs it: ``--help`` answers at once.
 
-Exit codes: 0 done, 1 failed, 2 wrong use.
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import Annotated
 
 import typer
 
+from hf_contrastive_caption.cli.caption_command import caption
+from hf_contrastive_caption.cli.convert_command import convert
+from hf_contrastive_caption.cli.errors import WRONG_USE, WrongUseError
 from hf_contrastive_caption.cli.launch import own_words
+from hf_contrastive_caption.cli.train_command import TrainCommand, train
 from hf_contrastive_caption.demo.settings import QUICK, DemoSettings
 
 _DEFAULT = DemoSettings()
@@ -23,7 +27,6 @@ app = typer.Typer(
     name="contrastive-caption",
     help="Train image captioners that tell images apart.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -45,9 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         else:
-            message = str(error).strip() or type(error).__name__
-            print(f"error: {message}\n(--debug shows where this comes from)", file=sys.stderr)
-        sys.exit(1)
+            print(f"error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+            if not isinstance(error, WrongUseError):
+                print("(--debug shows where this comes from)", file=sys.stderr)
+        sys.exit(WRONG_USE if isinstance(error, WrongUseError) else 1)
 
 
 def _print_version(wanted: bool) -> None:
@@ -228,6 +232,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 1,5,10", param_hint="--k")
     return tuple(map(int, words))
+
+
+app.command(cls=TrainCommand, add_help_option=False, context_settings=TrainCommand.SETTINGS)(train)
+app.command()(caption)
+app.command()(convert)
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})

@@ -1,0 +1,147 @@
+"""``contrastive-caption caption``: captions of images, line by line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, TextIO
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_contrastive_caption.captioners import Captioner, caption_batch, captioner_for
+from hf_contrastive_caption.captioners.determinism import evaluation_mode
+from hf_contrastive_caption.captioners.registry import takes_prompt
+from hf_contrastive_caption.cli.image_files import check_named, images_of
+from hf_contrastive_caption.data.images import BadImageError, open_image
+from hf_contrastive_caption.generation import caption_images
+from hf_contrastive_caption.loading import load_model, load_processing
+
+Captioned = tuple[str, float | None]
+"""A caption, and its log-probability in nats if that was asked for."""
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """What the command was asked for; see its ``--help``."""
+
+    images: tuple[str, ...]
+    model: str
+    as_json: bool = False
+    log_probs: bool = False
+    prompt: str | None = None
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int = 0
+    batch_size: int = 16
+    device: str | None = None
+    skip_bad: bool = False
+
+
+def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
+    """Caption images and print the captions while they come, holding one batch of images.
+
+    Args:
+        options: What was asked for.
+        out: Where to print; standard output if not given.
+
+    Returns:
+        How many images were captioned.
+
+    Raises:
+        WrongUseError: If there are no such images.
+        BadImageError: If an image does not open, unless these are skipped, or if all of them were skipped.
+    """
+    out = sys.stdout if out is None else out
+    check_named(options.images)
+    captions_of = load_captions_of(options)
+    visible = sys.stderr.isatty()
+    total = sum(1 for _ in _paths(options)) if visible else None  # another walk, instead of a list
+    done, bad = 0, 0
+    with tqdm(total=total, desc="captions", unit="image", disable=not visible, file=sys.stderr) as bar:
+        for paths in _batches(_paths(options), options.batch_size):
+            opened, kept = [], []
+            for path in paths:
+                try:
+                    opened.append(open_image(path))
+                    kept.append(path)
+                except BadImageError as error:
+                    if not options.skip_bad:
+                        raise BadImageError(f"{error}\nPass over such images with --skip-bad") from error
+                    tqdm.write(f"skipped: {error}", file=sys.stderr)
+            for path, found in zip(kept, captions_of(opened) if opened else [], strict=True):
+                print(_line(path, found, options), file=out, flush=True)
+            done, bad = done + len(kept), bad + len(paths) - len(kept)
+            bar.update(len(paths))
+    if bad:
+        print(f"{bad} of {done + bad} images do not open and were skipped", file=sys.stderr)
+    if not done:
+        raise BadImageError("none of the images opens")
+    return done
+
+
+def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], Sequence[Captioned]]:
+    """Load the captioner; what is returned captions a batch of images."""
+    transformers_logging.disable_progress_bar()
+    model: Any = load_model(options.model)
+    processing = load_processing(options.model, whole=takes_prompt(model))
+    captioner = captioner_for(model, processing, prompt=options.prompt)
+    model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    set_seed(options.seed)
+    arguments = _generation(options)
+
+    def captions_of(images: list[Image.Image]) -> list[Captioned]:
+        captions = caption_images(model, captioner.processor, images, batch_size=len(images), **arguments)
+        scores = _log_probs(captioner, images, captions) if options.log_probs else [None] * len(images)
+        return list(zip(captions, scores, strict=True))
+
+    return captions_of
+
+
+def _generation(options: CaptionOptions) -> dict[str, Any]:
+    given = {
+        "num_beams": 1 if options.sample and options.num_beams is None else options.num_beams,
+        "max_new_tokens": options.max_new_tokens,
+        "do_sample": options.sample or None,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _log_probs(captioner: Captioner, images: list[Image.Image], captions: list[str]) -> list[float]:
+    """The ln p of captions as the model reads them, (n_images,); scores of a beam search are something else."""
+    device = captioner.base_model.device
+    inputs = {name: value.to(device) for name, value in captioner.processor.process_images(images).items()}
+    tokens = captioner.processor.tokenize(captions).input_ids
+    batch = caption_batch(tokens, range(len(images)), device)
+    with evaluation_mode(captioner.base_model), torch.no_grad():
+        scores: list[float] = captioner.log_probs(captioner.model, inputs, batch).tolist()
+    return scores
+
+
+def _paths(options: CaptionOptions) -> Iterator[str]:
+    return chain.from_iterable(map(images_of, options.images))
+
+
+def _batches(items: Iterator[str], size: int) -> Iterator[list[str]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _line(path: str, found: Captioned, options: CaptionOptions) -> str:
+    caption, score = found
+    if options.as_json:
+        content: dict[str, Any] = {"image": path, "caption": caption}
+        return json.dumps(content if score is None else {**content, "log_prob": score}, ensure_ascii=False)
+    words = " ".join(caption.split())  # a line is an image
+    return f"{path}\t{words}" if score is None else f"{path}\t{words}\t{score:.3f}"

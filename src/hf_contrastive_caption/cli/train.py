@@ -1,0 +1,270 @@
+"""``contrastive-caption train``: from words and a file to a tuned captioner in a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from peft import LoraConfig
+from rich.console import Console
+from transformers import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_contrastive_caption.cli.errors import INTERRUPTED, WrongUseError
+from hf_contrastive_caption.cli.interruption import StopOnInterrupt
+from hf_contrastive_caption.cli.launch import accelerate_launch, run_to_its_end
+from hf_contrastive_caption.cli.run_file import RunFile, read_run_file
+from hf_contrastive_caption.cli.train_options import RunOptions, TrainParser, option_types, run_names
+from hf_contrastive_caption.cli.train_progress import TrainProgress
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.console import CommandConsole, no_other_progress_bars
+from hf_contrastive_caption.data.files import choose_split, load_splits
+from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
+
+_LAUNCHED = "CONTRASTIVE_CAPTION_LAUNCHED"
+"""Set in the processes that ``--accelerate-config`` starts, which get the same words."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the command was asked for.
+
+    Attributes:
+        words: The words behind the command.
+        run: What is not the config's.
+        config: Options of the config.
+        places: Where options that came from a file stand in it.
+    """
+
+    words: tuple[str, ...]
+    run: RunOptions
+    config: dict[str, Any]
+    places: dict[str, str]
+
+
+def train(words: Sequence[str], console: CommandConsole | None = None) -> int:
+    """Run the command.
+
+    Args:
+        words: The words behind ``train``.
+        console: Where to print.
+
+    Returns:
+        The exit code: 0, 130 after a Ctrl-C, or that of the processes that were started.
+
+    Raises:
+        WrongUseError: For options that are unknown, of a wrong type, missing or out of their range.
+    """
+    if {"--help", "-h", "--help-all"} & set(words):
+        print(TrainParser(everything="--help-all" in words).format_help())
+        return 0
+    request = read_request(words)
+    if request.run.accelerate_config is not None and _LAUNCHED not in os.environ:
+        return _launch(request)
+    config = make_config(request)
+    if console is None:
+        console = CommandConsole(Console(highlight=False, quiet=config.process_index != 0))
+    with no_other_progress_bars():
+        return _run(request, config, console)
+
+
+def read_request(words: Sequence[str]) -> TrainRequest:
+    """Read the words and the file that they name; the words win.
+
+    Raises:
+        WrongUseError: If something is unknown, of a wrong type or missing.
+    """
+    given = TrainParser().parse(words)
+    file = RunFile({}, {})
+    if "config" in given:
+        file = read_run_file(Path(given.pop("config")), option_types())
+    values = {**file.values, **given}
+    places = {name: place for name, place in file.places.items() if name not in given}
+    missing = [name for name in ("model", "data", "output_dir") if values.get(name) is None]
+    if missing:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise WrongUseError(f"{options} must be given, here or in a file with --config (train --help says more)")
+    of_run = run_names()
+    run = RunOptions(**{name: value for name, value in values.items() if name in of_run})
+    config = {name: value for name, value in values.items() if name not in of_run}
+    _check_run(run, config)
+    return TrainRequest(tuple(words), run, config, places)
+
+
+def _check_run(run: RunOptions, config: dict[str, Any]) -> None:
+    """What belongs together."""
+    if run.lora_r is None and (run.lora_alpha is not None or run.lora_target_modules is not None):
+        raise WrongUseError("--lora-alpha and --lora-target-modules are for an adapter; say its rank with --lora-r")
+    if run.lora_r is not None and run.lora_r < 1:
+        raise WrongUseError(f"--lora-r is {run.lora_r}, but a rank is at least 1")
+    if run.num_processes is not None and (run.accelerate_config is None or run.num_processes < 1):
+        raise WrongUseError("--num-processes takes a number of at least 1, and --accelerate-config with it")
+    if run.eval_split is not None and not _evaluates(config):
+        raise WrongUseError(
+            "--eval-split names what to evaluate on, but nothing is evaluated; add --eval-strategy epoch, or steps"
+        )
+    if run.resume and config.get("resume_from_checkpoint"):
+        raise WrongUseError("--resume and --resume-from-checkpoint say the same; leave one of them out")
+
+
+def _evaluates(config: dict[str, Any]) -> bool:
+    return config.get("eval_strategy", "no") != "no" or bool(config.get("eval_on_start"))
+
+
+def make_config(request: TrainRequest) -> ContrastiveCaptionConfig:
+    """The config.
+
+    Raises:
+        WrongUseError: If an option is out of its range, or options exclude each other; says where those stand that the
+            message names and a file gave.
+    """
+    values = {"disable_tqdm": True, **request.config}  # the command has a bar of its own
+    try:
+        return ContrastiveCaptionConfig(**values)
+    except (ValueError, TypeError) as error:
+        message = str(error)
+        found = [f"{name}: {place}" for name, place in request.places.items() if re.search(rf"\b{name}\b", message)]
+        raise WrongUseError(f"{message} ({', '.join(found)})" if found else message) from error
+
+
+def _launch(request: TrainRequest) -> int:
+    """Run the same words in several processes."""
+    assert request.run.accelerate_config is not None
+    command = accelerate_launch(request.run.accelerate_config, request.run.num_processes)
+    command += ["--module", "hf_contrastive_caption.cli.main", "train", *request.words]
+    code = run_to_its_end(command, env={**os.environ, _LAUNCHED: "1"})
+    if code == INTERRUPTED:  # said here, below all that the launcher says of its end
+        _say_how_to_go_on(request, str(request.config["output_dir"]), CommandConsole())
+    return code
+
+
+def _run(request: TrainRequest, config: ContrastiveCaptionConfig, console: CommandConsole) -> int:
+    run, folder = request.run, str(config.output_dir)
+    resume = run.resume or config.resume_from_checkpoint
+    newest = _newest_checkpoint(folder)
+    if newest is not None and not resume:
+        raise ValueError(
+            f"{newest} is there of an earlier run. Go on with that run with --resume, or choose another --output-dir, "
+            "or delete its checkpoints: those of two runs in one folder cannot be told apart"
+        )
+    data, evaluation = _load_data(run, config, console)
+    stop = StopOnInterrupt()
+    with stop:
+        with console.stage("Loading", 1) as advance:
+            trainer = ContrastiveCaptionTrainer(
+                model=str(run.model),
+                args=config,
+                train_dataset=data,
+                eval_dataset=evaluation,
+                reference_model=run.reference_model,
+                peft_config=_adapter(run),
+                callbacks=[stop],
+            )
+            advance(1, describe(trainer))
+        trainer.remove_callback(PrinterCallback)
+        with _says_how_to_go_on(request, folder, console), console.stage("Training", 1) as advance:
+            trainer.add_callback(TrainProgress(console, advance))
+            trainer.train(resume_from_checkpoint=resume)
+        if not stop.stopped:
+            trainer.save_model()
+    if stop.stopped:
+        console.say(f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.")
+        if _LAUNCHED not in os.environ:
+            _say_how_to_go_on(request, folder, console)
+        return INTERRUPTED
+    _say_how_to_use(request, config, console)
+    return 0
+
+
+def _load_data(
+    run: RunOptions, config: ContrastiveCaptionConfig, console: CommandConsole
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The data to train on, and to evaluate on if that is asked for."""
+    splits = load_splits(str(run.data))
+    name, data = choose_split(splits, run.train_split)
+    told = f"{len(data):,} rows of the split {name!r}"
+    evaluation = None
+    if _evaluates({"eval_strategy": config.eval_strategy, "eval_on_start": config.eval_on_start}):
+        if run.eval_split is None and "validation" not in splits:
+            raise ValueError(
+                f"{run.data} has the splits {', '.join(map(str, splits))}, and none called validation to evaluate on; "
+                "name one with --eval-split, or leave --eval-strategy out"
+            )
+        name, evaluation = choose_split(splits, run.eval_split or "validation")
+        told += f", evaluated on {len(evaluation):,} of {name!r}"
+    console.say(told, style="dim")
+    return data, evaluation
+
+
+def _adapter(run: RunOptions) -> LoraConfig | None:
+    if run.lora_r is None:
+        return None
+    targets: Any = run.lora_target_modules or ["all-linear"]
+    return LoraConfig(
+        r=run.lora_r,
+        lora_alpha=2 * run.lora_r if run.lora_alpha is None else run.lora_alpha,  # type: ignore[arg-type]  # any number
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+    )
+
+
+def describe(trainer: ContrastiveCaptionTrainer) -> str:
+    """What is trained, and against what."""
+    weights = list(trainer.captioner.model.parameters())
+    total = sum(weight.numel() for weight in weights)
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    told = f"{type(trainer.captioner.base_model).__name__}, {trained:,} of {total:,} weights train"
+    return told if trainer.reference is None else f"{told}; the reference is {trainer.reference.description}"
+
+
+@contextmanager
+def _says_how_to_go_on(request: TrainRequest, folder: str, console: CommandConsole) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_how_to_go_on(request, folder, console)
+        raise
+
+
+def _newest_checkpoint(folder: str) -> str | None:
+    return get_last_checkpoint(folder) if os.path.isdir(folder) else None
+
+
+def _say_how_to_go_on(request: TrainRequest, folder: str, console: CommandConsole) -> None:
+    newest = _newest_checkpoint(folder)
+    if newest is None:
+        console.say("There is no checkpoint yet to go on from.")
+        return
+    console.say(f"The newest checkpoint is {newest}. To go on:")
+    console.code(shlex.join(["contrastive-caption", "train", *going_on(request.words)]))
+
+
+def going_on(words: Sequence[str]) -> list[str]:
+    """The words that go on with a run that these began."""
+    kept: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name = word.partition("=")[0].replace("_", "-")
+        if name not in ("--resume", "--resume-from-checkpoint"):
+            kept.append(word)
+        elif "=" not in word and rest and not rest[0].startswith("-"):
+            rest.pop(0)
+    return [*kept, "--resume"]
+
+
+def _say_how_to_use(request: TrainRequest, config: ContrastiveCaptionConfig, console: CommandConsole) -> None:
+    folder = str(config.output_dir)
+    prompt = [] if config.prompt is None else ["--prompt", config.prompt]
+    console.say(f"The captioner is in {folder}. To caption with it:")
+    console.code(shlex.join(["contrastive-caption", "caption", "photo.jpg", "--model", folder, *prompt]))
+    if config.objective == "contrastive":
+        console.say("Whether it is better:")
+        words = ["contrastive-caption", "evaluate", folder, "--data", str(request.run.data)]
+        console.code(shlex.join([*words, "--reference", str(request.run.reference_model or request.run.model)]))

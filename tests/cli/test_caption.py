@@ -1,0 +1,138 @@
+"""``contrastive-caption caption``: lines that are what the library says, for files, folders and patterns."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_contrastive_caption import caption_images, captioner_for
+from hf_contrastive_caption.captioners import caption_batch
+from hf_contrastive_caption.cli import caption as command
+from hf_contrastive_caption.cli.errors import WrongUseError
+from hf_contrastive_caption.cli.image_files import check_named, images_of
+from hf_contrastive_caption.loading import load_model, load_processing
+from tests import tiny
+from tests.cli.commands import run, workplace
+
+QUICK = ("--max-new-tokens", 6)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = workplace(tmp_path_factory.mktemp("caption"))
+    (folder / "photos" / "b").mkdir(parents=True)
+    for name, image in zip(("z.png", "b/1.JPG", "b/ü 2.png", "a.webp"), tiny.images(4), strict=True):
+        image.save(folder / "photos" / name)
+    (folder / "photos" / "notes.txt").write_text("no image")
+    return folder
+
+
+NAMES = ("a.webp", "z.png", "b/1.JPG", "b/ü 2.png")
+"""In the order in which a folder is read."""
+
+
+def captions(place: Path, **arguments: object) -> list[str]:
+    model = load_model(str(place / "model"))
+    paths = [str(place / "photos" / name) for name in NAMES]
+    return caption_images(model, load_processing(str(place / "model")), paths, max_new_tokens=6, **arguments)
+
+
+def test_a_folder_gives_a_line_for_each_image(place, capsys):
+    assert run("caption", place / "photos", "--model", place / "model", "--batch-size", 3, *QUICK) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    expected = captions(place)
+    assert lines == [[str(place / "photos" / name), said] for name, said in zip(NAMES, expected, strict=True)]
+    assert len(set(expected)) > 1
+
+
+def test_json_with_log_probabilities_that_are_the_librarys(place, capsys):
+    words = ("--json", "--log-probs", "--num-beams", 1, *QUICK)
+    assert run("caption", place / "photos", "--model", place / "model", *words) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["caption"] for line in lines] == captions(place, num_beams=1)
+    captioner = captioner_for(load_model(str(place / "model")).eval(), load_processing(str(place / "model")))
+    for line in lines:  # one by one
+        images = captioner.processor.process_images([command.open_image(line["image"])])
+        tokens = captioner.processor.tokenize([line["caption"]]).input_ids
+        with torch.no_grad():
+            score = captioner.log_probs(captioner.model, images, caption_batch(tokens, [0])).item()
+        assert line["log_prob"] == pytest.approx(score, abs=1e-4)
+
+
+def test_sampling_is_repeatable_by_its_seed(place, capsys):
+    words = ("caption", place / "photos", "--model", place / "model", "--sample", "--temperature", 2.0, *QUICK)
+    shown = []
+    for seed in (1, 1, 2):
+        assert run(*words, "--seed", seed) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != shown[2]
+    assert run("caption", "x", "--model", "m", "--top-p", 0.5) == 2
+    assert "add --sample" in capsys.readouterr().err
+
+
+def test_images_that_do_not_open(place, tmp_path, capsys):
+    bad, good = tmp_path / "bad.png", place / "photos" / "z.png"
+    bad.write_bytes(b"no image")
+    assert run("caption", bad, good, "--model", place / "model", *QUICK) == 1
+    shown = capsys.readouterr()
+    assert "bad.png' does not open" in shown.err and "--skip-bad" in shown.err and shown.out == ""
+    assert run("caption", bad, good, "--model", place / "model", "--skip-bad", *QUICK) == 0
+    shown = capsys.readouterr()
+    assert [line.split("\t")[0] for line in shown.out.splitlines()] == [str(good)]
+    assert "1 of 2 images do not open" in shown.err
+    assert run("caption", bad, "--model", place / "model", "--skip-bad", *QUICK) == 1
+    assert "none of the images opens" in capsys.readouterr().err
+
+
+def test_words_that_name_nothing_are_wrong_use(place, tmp_path, capsys):
+    for word, message in (
+        (tmp_path / "gone.png", "there is no image"),
+        (tmp_path / "*.png", "there is no image"),
+        (tmp_path, "there are no images in the folder"),
+    ):
+        assert run("caption", word, "--model", place / "model") == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(WrongUseError):
+        check_named([str(place / "photos"), "gone.png"])
+
+
+def test_what_words_name(place):
+    photos = place / "photos"
+    assert list(images_of(str(photos))) == [str(photos / name) for name in NAMES]
+    assert list(images_of(str(photos / "*.png"))) == [str(photos / "z.png")]
+    assert list(images_of(str(photos / "**" / "*.png"))) == [str(photos / "b/ü 2.png"), str(photos / "z.png")]
+    assert list(images_of(str(photos / "notes.txt"))) == [str(photos / "notes.txt")]  # named, so it is tried
+    assert list(images_of("https://example.org/a.jpg")) == ["https://example.org/a.jpg"]
+    odd = place / "odd[1].png"
+    tiny.images(1)[0].save(odd)
+    assert list(images_of(str(odd))) == [str(odd)]  # a file, though it reads like a pattern
+
+
+def test_a_folder_of_any_size_is_read_a_batch_at_a_time(monkeypatch):
+    """The next path is asked for when the batch before is printed."""
+    asked: list[int] = []
+
+    def endless(word: str):
+        for number in range(10):
+            asked.append(number)
+            yield f"{number}.png"
+
+    out = io.StringIO()
+    open_at_once: list[int] = []
+
+    def captions_of(images):
+        open_at_once.append(len(images))
+        assert len(asked) == out.getvalue().count("\n") + len(images)
+        return [("a caption\nof two lines", None)] * len(images)
+
+    monkeypatch.setattr(command, "images_of", endless)
+    monkeypatch.setattr(command, "check_named", lambda words: None)
+    monkeypatch.setattr(command, "open_image", lambda path: path)
+    monkeypatch.setattr(command, "load_captions_of", lambda options: captions_of)
+    assert command.caption(command.CaptionOptions(("x",), "m", batch_size=4), out) == 10
+    assert open_at_once == [4, 4, 2]
+    assert out.getvalue().splitlines()[0] == "0.png\ta caption of two lines"
