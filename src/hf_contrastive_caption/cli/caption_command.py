@@ -11,7 +11,7 @@ def caption(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE...",
+            metavar="IMAGE",
             help="Image files, folders of them, patterns such as 'photos/*.jpg', or addresses.",
             show_default=False,
         ),

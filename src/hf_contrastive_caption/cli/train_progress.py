@@ -21,6 +21,8 @@ _SHOWN = {
     "skipped_images": ("images skipped", "{:.0f}"),
 }
 """What people watch of what is logged; the rest is in the checkpoints' trainer_state.json and in the trackers."""
+_IN_BAR = ("loss", "ranked_first")
+"""What has room beside the bar."""
 
 
 class TrainProgress(TrainerCallback):
@@ -62,7 +64,7 @@ class TrainProgress(TrainerCallback):
             self.console.say(f"{step}, evaluation: {evaluated}")
         trained = in_words(logs) if "loss" in logs else ""
         if trained:
-            self.advance(state.global_step, trained)
+            self.advance(state.global_step, in_words({name: logs[name] for name in _IN_BAR if name in logs}))
             if not self.console.is_terminal:
                 self.console.say(f"{step}: {trained}")
 
