@@ -15,13 +15,12 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from hf_contrastive_caption.captioners import Captioner, caption_batch, captioner_for
+from hf_contrastive_caption.captioners import Captioner, caption_batch
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
-from hf_contrastive_caption.captioners.registry import takes_prompt
 from hf_contrastive_caption.cli.image_files import check_named, images_of
 from hf_contrastive_caption.data.images import BadImageError, open_image
+from hf_contrastive_caption.evaluation.evaluator import as_captioner
 from hf_contrastive_caption.generation import caption_images
-from hf_contrastive_caption.loading import load_model, load_processing
 
 Captioned = tuple[str, float | None]
 """A caption, and its log-probability in nats if that was asked for."""
@@ -92,9 +91,8 @@ def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
 def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], Sequence[Captioned]]:
     """Load the captioner; what is returned captions a batch of images."""
     transformers_logging.disable_progress_bar()
-    model: Any = load_model(options.model)
-    processing = load_processing(options.model, whole=takes_prompt(model))
-    captioner = captioner_for(model, processing, prompt=options.prompt)
+    captioner = as_captioner(options.model, prompt=options.prompt)
+    model = captioner.model
     model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     set_seed(options.seed)
     arguments = _generation(options)

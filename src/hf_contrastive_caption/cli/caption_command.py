@@ -25,7 +25,8 @@ def caption(
         typer.Option("--log-probs", help="Add ln p(caption | image) under the model, in nats, end token included."),
     ] = False,
     prompt: Annotated[
-        str | None, typer.Option(help="What a chat model is asked before its caption.", show_default=False)
+        str | None,
+        typer.Option(help="What a chat model is asked before its caption.", show_default="what was saved with it"),
     ] = None,
     num_beams: Annotated[
         int | None, typer.Option(min=1, help="Beams of the search.", show_default="3, or 1 with --sample")

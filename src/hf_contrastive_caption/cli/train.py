@@ -261,9 +261,8 @@ def going_on(words: Sequence[str]) -> list[str]:
 
 def _say_how_to_use(request: TrainRequest, config: ContrastiveCaptionConfig, console: CommandConsole) -> None:
     folder = str(config.output_dir)
-    prompt = [] if config.prompt is None else ["--prompt", config.prompt]
     console.say(f"The captioner is in {folder}. To caption with it:")
-    console.code(shlex.join(["contrastive-caption", "caption", "photo.jpg", "--model", folder, *prompt]))
+    console.code(shlex.join(["contrastive-caption", "caption", "photo.jpg", "--model", folder]))
     if config.objective == "contrastive":
         console.say("Whether it is better:")
         words = ["contrastive-caption", "evaluate", folder, "--data", str(request.run.data)]

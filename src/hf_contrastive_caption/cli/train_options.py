@@ -69,8 +69,8 @@ OWN_GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Method": ("objective", "num_negatives", "noise_ratio", "beta", "loss_terms", "packing", "max_logits_bytes"),
     "Reference": (
-        "reference_model", "freeze_vision_encoder", "cache_vision_states", "precompute_reference", "precomputed_dir",
-        "reference_refresh", "reference_mixup",
+        "reference_model", "reference_prompt", "freeze_vision_encoder", "cache_vision_states",
+        "precompute_reference", "precomputed_dir", "reference_refresh", "reference_mixup",
     ),
     "Adapter": ("lora_r", "lora_alpha", "lora_target_modules"),
     "Training": (

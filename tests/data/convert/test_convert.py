@@ -170,6 +170,11 @@ def test_a_table_with_splits_and_columns_of_other_names(tmp_path):
         ("a.json", '{"images": [{"id": 1}]}', "without captions"),
         ("a.json", '{"images": [{"sentences": []}]}', "is broken: KeyError: 'split'"),
         ("train.json", '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1}]}', "no caption"),
+        (
+            "train.json",
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": null}]}',
+            "train.json is broken: TypeError: None is no caption",
+        ),
         ("a.xml", "<a/>", "of no known kind"),
     ],
 )
@@ -216,7 +221,7 @@ def test_files_are_found_by_path_then_by_name_and_never_outside(tmp_path):
     assert folder.find("4.png") is None
     with pytest.raises(ValueError, match="2 files have its name"):
         folder.find("1.png")
-    for outside in ("../secret.png", str(tmp_path / "secret.png"), "C:/secret.png"):
+    for outside in ("", "../secret.png", str(tmp_path / "secret.png"), "C:/secret.png"):
         with pytest.raises(ValueError, match="not inside of a folder"):
             folder.find(outside)
 

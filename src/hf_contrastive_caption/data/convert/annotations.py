@@ -118,7 +118,7 @@ def _read_karpathy(file: Path, images: list[Any], split: str | None, restval: bo
                 path=str(PurePosixPath(image.get("filepath", ""), image["filename"])),
                 image_id=str(image.get("cocoid", image.get("imgid", image["filename"]))),
                 split=split or ("train" if name == "restval" else _split_name(name, file)),
-                captions=[sentence["raw"] for sentence in image["sentences"]],
+                captions=[_text(sentence["raw"]) for sentence in image["sentences"]],
             )
         )
     return found
@@ -136,8 +136,14 @@ def _read_coco(file: Path, content: dict[str, Any], split: str | None) -> list[A
             raise ValueError(f"annotation {number} of {file.name} has no caption; give COCO's captions_*.json")
         if annotation["image_id"] not in found:
             raise ValueError(f"annotation {number} of {file.name} is for an image {annotation['image_id']} not in it")
-        found[annotation["image_id"]].captions.append(annotation["caption"])
+        found[annotation["image_id"]].captions.append(_text(annotation["caption"]))
     return list(found.values())
+
+
+def _text(caption: Any) -> str:
+    if not isinstance(caption, str):
+        raise TypeError(f"{caption!r} is no caption")
+    return caption
 
 
 def split_of_name(name: str) -> str | None:

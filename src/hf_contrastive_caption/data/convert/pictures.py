@@ -43,7 +43,7 @@ class ImageFolder:
             ValueError: If several files below the folder have the name, or the path leads out of the folder.
         """
         relative = PurePosixPath(path.replace("\\", "/"))
-        if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
+        if not relative.parts or relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
             raise ValueError(f"the image {path!r} is not inside of a folder; paths must be relative, without '..'")
         for candidate in (self.root / relative, self.root / relative.name):
             if candidate.is_file():
