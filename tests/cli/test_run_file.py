@@ -36,13 +36,14 @@ def test_values_have_the_types_of_their_options(tmp_path):
         "model_init_kwargs: {dtype: bfloat16}\n"
         "debug: underflow_overflow\n"
         "resume: true\n"
+        "save_strategy: no  # false in YAML\n"
         "prompt: null\n",
     )
     assert found.values == {
         "model": "me/model", "learning_rate": 1e-4, "weight_decay": 1, "captions_per_image": "all",
         "reference_refresh": 50, "bf16": False, "caption_columns": ["a", "b"], "lora_target_modules": ["all-linear"],
         "report_to": "tensorboard", "lr_scheduler_type": "cosine", "model_init_kwargs": {"dtype": "bfloat16"},
-        "debug": "underflow_overflow", "resume": True, "prompt": None,
+        "debug": "underflow_overflow", "resume": True, "save_strategy": "no", "prompt": None,
     }  # fmt: skip
     assert type(found.values["learning_rate"]) is float
     assert found.places["learning_rate"] == f"{tmp_path / 'run.yaml'}:3"

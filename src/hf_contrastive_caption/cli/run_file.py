@@ -103,12 +103,14 @@ def as_type(value: Any, kind: Any) -> Any:
         return value
     if isinstance(value, str):
         return _from_text(value, kinds, lists)
+    if value is False and any("no" in _members(one) for one in kinds):
+        return "no"  # which YAML reads as false
     raise TypeError(value)
 
 
 def _from_text(value: str, kinds: tuple[Any, ...], lists: list[Any]) -> Any:
     for one in kinds:
-        if isinstance(one, type) and issubclass(one, Enum) and value in {member.value for member in one}:
+        if value in _members(one):
             return value
         if one is Path:
             return Path(value)
@@ -122,6 +124,11 @@ def _from_text(value: str, kinds: tuple[Any, ...], lists: list[Any]) -> Any:
     raise TypeError(value)
 
 
+def _members(kind: Any) -> list[Any]:
+    """What an enumeration has to choose from; nothing for another type."""
+    return [member.value for member in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
+
+
 def describe_type(kind: Any) -> str:
     """A type in words."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
@@ -129,8 +136,8 @@ def describe_type(kind: Any) -> str:
     for one in kinds:
         if get_origin(one) is list:
             told.append(f"a list ({describe_type(get_args(one)[0])})")
-        elif isinstance(one, type) and issubclass(one, Enum):
-            told.append(f"one of {', '.join(str(member.value) for member in one)}")
+        elif _members(one):
+            told.append(f"one of {', '.join(map(str, _members(one)))}")
         elif one is not type(None):
             told.append(_KINDS.get(get_origin(one) or one, "text"))
     return " or ".join(dict.fromkeys(told))

@@ -140,7 +140,7 @@ def _launch(request: TrainRequest) -> int:
     command = accelerate_launch(request.run.accelerate_config, request.run.num_processes)
     command += ["--module", "hf_contrastive_caption.cli.main", "train", *request.words]
     code = run_to_its_end(command, env={**os.environ, _LAUNCHED: "1"})
-    if code == INTERRUPTED:  # said here, below all that the launcher says of its end
+    if code == INTERRUPTED:
         _say_how_to_go_on(request, str(request.config["output_dir"]), CommandConsole())
     return code
 
@@ -176,8 +176,7 @@ def _run(request: TrainRequest, config: ContrastiveCaptionConfig, console: Comma
             trainer.save_model()
     if stop.stopped:
         console.say(f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.")
-        if _LAUNCHED not in os.environ:
-            _say_how_to_go_on(request, folder, console)
+        _say_how_to_go_on(request, folder, console)
         return INTERRUPTED
     _say_how_to_use(request, config, console)
     return 0
@@ -237,6 +236,8 @@ def _newest_checkpoint(folder: str) -> str | None:
 
 
 def _say_how_to_go_on(request: TrainRequest, folder: str, console: CommandConsole) -> None:
+    if _LAUNCHED in os.environ:
+        return  # what started this process says it, below all that the launcher says
     newest = _newest_checkpoint(folder)
     if newest is None:
         console.say("There is no checkpoint yet to go on from.")
