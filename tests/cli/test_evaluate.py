@@ -16,6 +16,7 @@ from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
+from hf_contrastive_caption.report import compare_captioners
 
 pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")
 
@@ -38,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*words: object) -> int:
+def run(*words: object, command: str = "evaluate") -> int:
     with pytest.raises(SystemExit) as end:
-        main(["evaluate", *map(str, words)])
+        main([command, *map(str, words)])
     return int(end.value.code or 0)
 
 
@@ -111,3 +112,26 @@ def test_wrong_use(folder, monkeypatch, capsys, words, code, message):
     assert run("tuned", *words, "--max-new-tokens", 4, "--num-beams", 1) == code
     shown = capsys.readouterr().err
     assert message in " ".join(shown.split()) and "Traceback" not in shown
+
+
+class TestCompare:
+    def test_table_and_page(self, folder, capsys, tmp_path: Path):
+        words = (folder / "reference", folder / "tuned", "--data", folder / "data", *QUICK, "--k", "1,3", "--shown", 6)
+        assert run(*words, "--out", tmp_path / "page", command="compare") == 0
+        shown = capsys.readouterr().out
+        options = {"metrics": ("cider_d", "rouge_l"), "max_new_tokens": 8, "num_beams": 1, "progress": False}
+        data = load_splits(folder / "data")["test"]
+        expected = compare_captioners(folder / "reference", folder / "tuned", data, k=(1, 3), **options)
+        assert expected.to_markdown().partition("\n\n")[0] in shown
+        assert str(tmp_path / "page" / "index.html") in shown
+        assert (tmp_path / "page" / "index.html").read_text(encoding="utf-8").count("<article") == 6
+        stored = json.loads((tmp_path / "page" / "comparison.json").read_text(encoding="utf-8"))
+        assert stored["target"]["captions"] == list(expected.target.captions)
+        assert len(stored["images"]) == 6
+
+    def test_a_file_in_the_place_of_the_folder(self, folder, capsys, tmp_path: Path):
+        (tmp_path / "page").write_text("mine")
+        words = (folder / "reference", folder / "tuned", "--data", folder / "data", "--out", tmp_path / "page")
+        assert run(*words, command="compare") == 2  # said by the option itself, before anything is loaded
+        assert "is a file" in capsys.readouterr().err
+        assert (tmp_path / "page").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""``contrastive-caption evaluate``: the two-sided table of a captioner, or of two."""
+"""``contrastive-caption evaluate`` and ``compare``: the two-sided table of a captioner or of two, and their page."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hf_contrastive_caption.evaluation.metrics.document_frequencies import Docum
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_rows
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever, Retriever
 from hf_contrastive_caption.prompting import PromptProcessor
+from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners, stored_log
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,10 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         raise ValueError("--reference-prompt is what the captioner of --reference is asked, and there is none")
     if options.out is not None and not options.out.parent.is_dir():
         raise ValueError(f"the folder of --out {options.out} does not exist")
-    split, dataset = choose_split(load_splits(options.data), options.split)
-    everything = evaluation_images(dataset, options.image_column, options.caption_columns, options.image_id_column)
-    images = everything if options.images is None else everything.sample(options.images, options.seed)
-    console.say(f"{len(images)} of {len(everything)} images of the split {split!r}", style="dim")
-    arguments = _arguments(options, everything)
+    images, arguments = _what_to_evaluate(options, console)
     names = _short_names(options)
     captioner = as_captioner(options.model, prompt=options.prompt)
-    asked = captioner.processor.prompt if isinstance(captioner.processor, PromptProcessor) else None
+    asked = _prompt_of(captioner)
     report = evaluate_captioner(captioner, images, name=names[0], **arguments)
     del captioner  # its memory is the reference's
     reference = None
@@ -87,6 +84,44 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         options.out.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
         console.say(f"The report is in {options.out}; CaptionerReport.load reads it.")
     return report
+
+
+def compare(
+    options: EvaluateOptions, folder: Path, shown: int, console: CommandConsole | None = None
+) -> CaptionerComparison:
+    """Evaluate a captioner and its reference on the same images; print the table, write the page into a folder."""
+    console = CommandConsole() if console is None else console
+    assert options.reference is not None
+    images, arguments = _what_to_evaluate(options, console)
+    target = as_captioner(options.model, prompt=options.prompt)
+    reference = as_captioner(options.reference, prompt=options.reference_prompt, otherwise=_prompt_of(target))
+    tuned, before = _short_names(options)
+    comparison = compare_captioners(
+        reference,
+        target,
+        images,
+        names=(before, tuned),
+        shown=shown,
+        log_history=stored_log(options.model),
+        **arguments,
+    )
+    console.table(comparison.target.compare(comparison.reference).rows())
+    console.say(comparison.target.about(), style="dim")
+    console.say(f"The page is {comparison.save(folder)}; open it in a browser.")
+    return comparison
+
+
+def _prompt_of(captioner: Captioner) -> str | None:
+    return captioner.processor.prompt if isinstance(captioner.processor, PromptProcessor) else None
+
+
+def _what_to_evaluate(options: EvaluateOptions, console: CommandConsole) -> tuple[EvaluationImages, dict[str, Any]]:
+    """The images, and the arguments of :func:`evaluate_captioner` that both captioners share."""
+    split, dataset = choose_split(load_splits(options.data), options.split)
+    everything = evaluation_images(dataset, options.image_column, options.caption_columns, options.image_id_column)
+    images = everything if options.images is None else everything.sample(options.images, options.seed)
+    console.say(f"{len(images)} of {len(everything)} images of the split {split!r}", style="dim")
+    return images, _arguments(options, everything)
 
 
 def load_retriever(name: str, prompt: str | None = None) -> Captioner | Retriever:

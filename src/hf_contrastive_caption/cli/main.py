@@ -18,6 +18,7 @@ from hf_contrastive_caption.cli.caption_command import caption
 from hf_contrastive_caption.cli.convert_command import convert
 from hf_contrastive_caption.cli.errors import WRONG_USE, WrongUseError
 from hf_contrastive_caption.cli.launch import own_words
+from hf_contrastive_caption.cli.measure_commands import compare, evaluate
 from hf_contrastive_caption.cli.train_command import TrainCommand, train
 from hf_contrastive_caption.demo.settings import QUICK, DemoSettings
 
@@ -122,120 +123,10 @@ def demo(
     run_demo(settings)
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Captioner: a folder, or a repository on the Hub.", show_default=False)],
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Folder of parquet files or of images with a metadata.jsonl or .csv, one parquet file, or a data set "
-            "on the Hub.",
-            show_default=False,
-        ),
-    ],
-    reference: Annotated[
-        str | None, typer.Option(help="A captioner to compare with, on the same images.", show_default=False)
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="What a chat model is asked for a caption.", show_default="the one saved with it"),
-    ] = None,
-    reference_prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="The same for the captioner of --reference.", show_default="the one saved with it, else the model's"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="JSON file for the report.", show_default=False)
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Which split.", show_default="test, else validation")] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Take so many images, drawn by the seed.", show_default="all")
-    ] = None,
-    retriever: Annotated[
-        str | None,
-        typer.Option(help="Who ranks: another captioner, or CLIP or SigLIP.", show_default="each captioner itself"),
-    ] = None,
-    k: Annotated[str, typer.Option(help="The k of recall@k; empty for no self-retrieval.")] = "1,5,10,50,500",
-    metrics: Annotated[str, typer.Option(help="Caption metrics.")] = "cider_d,bleu,meteor,rouge_l",
-    document_frequencies: Annotated[
-        Path | None, typer.Option(exists=True, help="Saved table for CIDEr-D.", show_default="of these references")
-    ] = None,
-    samples_per_image: Annotated[
-        int, typer.Option(min=0, help="Captions sampled for each image, for mBLEU; 0 for none.")
-    ] = 0,
-    image_column: Annotated[str | None, typer.Option(help="Image column.", show_default="found by type")] = None,
-    caption_columns: Annotated[
-        str | None, typer.Option(help="Caption column or columns.", show_default="found by type")
-    ] = None,
-    image_id_column: Annotated[
-        str | None,
-        typer.Option(help="Column that tells which rows show one image.", show_default="image_id, or bytes"),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned at once.")] = 32,
-    num_beams: Annotated[int | None, typer.Option(min=1, help="Beams of the search.", show_default="3")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest caption.", show_default="64, or what the decoder holds")
-    ] = None,
-    memory_gib: Annotated[float, typer.Option(min=0.1, help="Working memory of self-retrieval in GiB.")] = 2.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of resamples and samples.")] = 0,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            file_okay=False, help="Keep captions and scores here, so that a stopped run goes on.", show_default=False
-        ),
-    ] = None,
-) -> None:
-    """Measure both sides of a captioner: do its captions find their images, and are they still right?
-
-    Prints the table, with intervals; with --reference a second captioner beside it, and which differences are real.
-    """
-    numbers = _numbers(k)
-    from hf_contrastive_caption.cli import evaluate as command
-
-    command.evaluate(
-        command.EvaluateOptions(
-            model=model,
-            data=data,
-            reference=reference,
-            prompt=prompt,
-            reference_prompt=reference_prompt,
-            out=out,
-            split=split,
-            images=images,
-            retriever=retriever,
-            k=numbers,
-            metrics=_words(metrics),
-            document_frequencies=document_frequencies,
-            samples_per_image=samples_per_image,
-            image_column=image_column,
-            caption_columns=None if caption_columns is None else _words(caption_columns),
-            image_id_column=image_id_column,
-            batch_size=batch_size,
-            num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
-            memory_gib=memory_gib,
-            seed=seed,
-            cache_dir=cache_dir,
-        )
-    )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    """Words separated by commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    words = _words(text)
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 1,5,10", param_hint="--k")
-    return tuple(map(int, words))
-
-
 app.command(cls=TrainCommand, add_help_option=False, context_settings=TrainCommand.SETTINGS)(train)
 app.command()(caption)
+app.command()(evaluate)
+app.command()(compare)
 app.command()(convert)
 
 

@@ -197,7 +197,7 @@ def compare_captioners(
     if names is None:
         names = _names(reference, target)
     if log_history is None:
-        log_history = _stored_log(target)
+        log_history = stored_log(target)
     sides = (as_captioner(reference, reference_processing_class), as_captioner(target, processing_class))
     options = {"batch_size": batch_size, "seed": seed, **options}
     return compare_in_place(
@@ -346,8 +346,12 @@ def _names(reference: Any, target: Any) -> tuple[str, str]:
     return (short[0], short[1]) if short[0] != short[1] else (given[0], given[1])
 
 
-def _stored_log(target: Any) -> Sequence[Mapping[str, Any]]:
-    """The log of a training that stands beside a model, of its last checkpoint if there is none in the folder."""
+def stored_log(target: Any) -> Sequence[Mapping[str, Any]]:
+    """The log of a training that stands beside a model, of its last checkpoint if there is none in the folder.
+
+    Args:
+        target: A folder; anything else has no log.
+    """
     if not isinstance(target, (str, PathLike)) or not Path(target).is_dir():
         return ()
     found = list(Path(target).glob("trainer_state.json")) or sorted(
