@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.generic import ModelOutput
 
@@ -22,7 +23,11 @@ from hf_contrastive_caption.captioners.determinism import (
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
 from hf_contrastive_caption.captioners.tries import PrefixTrie
 from hf_contrastive_caption.captioners.verification import exact_tries, probe, verify
-from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES, log_softmax_of
+from hf_contrastive_caption.captioners.vocabulary import (
+    DEFAULT_MAX_LOGITS_BYTES,
+    log_probs_instead_of_logits,
+    log_softmax_of,
+)
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.sharding import check_tied_weights, is_sharded, resharded
 
@@ -223,6 +228,13 @@ class Captioner(ABC):
         """Log-probability of each caption token, (n_tokens,), which are the logits, or made of them, by the head."""
         logits: Tensor = outputs["logits"]
         if self.head == "fused":
+            if logits.numel() != captions["input_ids"].numel():
+                raise ValueError(
+                    f"{self.name} gave {tuple(logits.shape)} logits where the log-probabilities of "
+                    f"{captions['input_ids'].numel()} tokens were expected: the output embedding that "
+                    "get_output_embeddings() names is not the one that ran. Register a captioner of your own with "
+                    "register_captioner that says which one it is"
+                )
             return logits.view(-1)
         return log_softmax_of(logits.flatten(0, -2).index_select(0, rows.source), captions["input_ids"])
 
@@ -331,6 +343,27 @@ class Captioner(ABC):
         for name in unused:
             weights[name].requires_grad_(False)
         return unused
+
+    @contextmanager
+    def scoring_with(
+        self, hooks: Iterable[RemovableHandle], captions: CaptionBatch, rows: DecoderRows
+    ) -> Iterator[None]:
+        """:meth:`scoring` by a family's own hooks, which are removed at the end, and the head that is in use."""
+        with ExitStack() as opened:
+            for hook in hooks:
+                opened.callback(hook.remove)
+            if self.head == "fused":
+                targets = captions["input_ids"]
+                opened.enter_context(
+                    log_probs_instead_of_logits(self.vocabulary, rows.source, targets, self.max_logits_bytes)
+                )
+            yield
+
+    @property
+    def vocabulary(self) -> nn.Module:
+        """The vocabulary projection that runs now: PEFT may train a copy of it, and switch between the two."""
+        head: nn.Module = self.base_model.get_output_embeddings()
+        return head
 
     def _token_log_probs(self, model: nn.Module, images: Images, captions: CaptionBatch) -> Tensor:
         self._hold_norms()

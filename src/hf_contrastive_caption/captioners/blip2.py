@@ -127,8 +127,9 @@ class Blip2EncoderDecoderCaptioner(CrossAttentionCaptioner):
         """See :attr:`Captioner.name`."""
         return f"{type(self.base_model).__name__} of {type(self._language_model).__name__}"
 
-    def output_embeddings(self) -> nn.Module:
-        """See :meth:`CrossAttentionCaptioner.output_embeddings`: the decoder itself has none."""
+    @property
+    def vocabulary(self) -> nn.Module:
+        """See :attr:`Captioner.vocabulary`; the decoder itself has none."""
         embeddings: nn.Module = self._language_model.get_output_embeddings()
         return embeddings
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +21,6 @@ from hf_contrastive_caption.captioners.tries import PrefixTrie, additive
 from hf_contrastive_caption.captioners.vocabulary import (
     edge_log_probs,
     edge_log_probs_instead_of_logits,
-    log_probs_instead_of_logits,
     log_softmax_of,
 )
 
@@ -91,12 +89,6 @@ class CrossAttentionCaptioner(Captioner):
         self.position_offset = position_offset(config)
         self._said_too_wide = False
         self._encoder: nn.Module = self.base_model.get_submodule(self.vision_path)
-        self._vocabulary: nn.Module = self.output_embeddings()
-
-    def output_embeddings(self) -> nn.Module:
-        """The projection of the decoder's states to its vocabulary."""
-        embeddings: nn.Module = self.decoder.get_output_embeddings()
-        return embeddings
 
     @property
     def name(self) -> str:
@@ -115,6 +107,11 @@ class CrossAttentionCaptioner(Captioner):
     def vision(self) -> nn.Module | None:
         """See :attr:`Captioner.vision`."""
         return self._encoder
+
+    @property
+    def vocabulary(self) -> nn.Module:
+        """See :attr:`Captioner.vocabulary`."""
+        return self.decoder.get_output_embeddings()
 
     def adopt_vision(self, other: Captioner) -> None:
         """See :meth:`Captioner.adopt_vision`."""
@@ -154,23 +151,14 @@ class CrossAttentionCaptioner(Captioner):
         # Some encoders (Swin) do not cast their pixels to their weights' dtype.
         return {**arguments, **{name: to_dtype(value, self.dtype) for name, value in images.items()}}
 
-    @contextmanager
-    def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> Iterator[None]:
+    def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> AbstractContextManager[None]:
         """See :meth:`Captioner.scoring`."""
-        with ExitStack() as opened:
-            hooks: list[torch.utils.hooks.RemovableHandle] = []
-            if ENCODER_STATES in images:
-                hooks = self.states_of(self._states_by_row(images, captions, rows))
-            elif not rows.packed:
-                hooks = self.repeating_hooks(images, captions)
-            for hook in hooks:
-                opened.callback(hook.remove)
-            if self.head == "fused":
-                targets = captions["input_ids"]
-                opened.enter_context(
-                    log_probs_instead_of_logits(self._vocabulary, rows.source, targets, self.max_logits_bytes)
-                )
-            yield
+        hooks: list[torch.utils.hooks.RemovableHandle] = []
+        if ENCODER_STATES in images:
+            hooks = self.states_of(self._states_by_row(images, captions, rows))
+        elif not rows.packed:
+            hooks = self.repeating_hooks(images, captions)
+        return self.scoring_with(hooks, captions, rows)
 
     def reference_log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Captioner.reference_log_probs`."""
@@ -191,7 +179,7 @@ class CrossAttentionCaptioner(Captioner):
         keys_and_values = DynamicCache()  # filled by the first trie, read by all others
 
         def score(trie: PrefixTrie) -> Tensor:
-            fused = edge_log_probs_instead_of_logits(self._vocabulary, trie, logits_bytes)
+            fused = edge_log_probs_instead_of_logits(self.vocabulary, trie, logits_bytes)
             with torch.no_grad(), fused if self.head == "fused" else nullcontext():
                 logits = self.trie_logits(states, trie, EncoderDecoderCache(DynamicCache(), keys_and_values))
                 return logits[..., 0] if self.head == "fused" else edge_log_probs(logits, trie)

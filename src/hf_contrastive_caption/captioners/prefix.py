@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -21,7 +21,6 @@ from hf_contrastive_caption.captioners.tries import PrefixTrie, additive
 from hf_contrastive_caption.captioners.vocabulary import (
     edge_log_probs,
     edge_log_probs_instead_of_logits,
-    log_probs_instead_of_logits,
     log_softmax_of,
 )
 
@@ -112,7 +111,6 @@ class PrefixCaptioner(Captioner):
         """Read off the model what scoring needs; called at the end of a subclass's ``__init__``."""
         self._vision: nn.Module = self.base_model.get_submodule(self.vision_path)
         self._projection: nn.Module = self.base_model.get_submodule(self.projection_path)
-        self._vocabulary: nn.Module = self.base_model.get_output_embeddings()
 
     @property
     def vision(self) -> nn.Module | None:
@@ -158,19 +156,11 @@ class PrefixCaptioner(Captioner):
         """See :meth:`Captioner.prepare`."""
         return {**self._pixels(images), **self.text_arguments(images, captions, rows), "use_cache": False}
 
-    @contextmanager
-    def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> Iterator[None]:
+    def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> AbstractContextManager[None]:
         """See :meth:`Captioner.scoring`."""
         image_index = None if rows.packed else captions["image_index"]
-        with ExitStack() as opened:
-            for hook in [*self._state_hooks(images, image_index), *self.mask_hooks(images, rows)]:
-                opened.callback(hook.remove)
-            if self.head == "fused":
-                targets = captions["input_ids"]
-                opened.enter_context(
-                    log_probs_instead_of_logits(self._vocabulary, rows.source, targets, self.max_logits_bytes)
-                )
-            yield
+        hooks = [*self._state_hooks(images, image_index), *self.mask_hooks(images, rows)]
+        return self.scoring_with(hooks, captions, rows)
 
     def reference_log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Captioner.reference_log_probs`."""
@@ -192,7 +182,7 @@ class PrefixCaptioner(Captioner):
         num_images = prefix.real.shape[0]
 
         def score(trie: PrefixTrie) -> Tensor:
-            fused = edge_log_probs_instead_of_logits(self._vocabulary, trie, logits_bytes)
+            fused = edge_log_probs_instead_of_logits(self.vocabulary, trie, logits_bytes)
             before = additive(prefix.real[:, None].expand(-1, trie.num_nodes, -1), self.dtype)[0, 0][:, None]
             own = additive(trie.mask, self.dtype).expand(num_images, -1, -1, -1)
             mask = torch.cat([before, own], dim=3)  # (n_images, 1, n_nodes, length + n_nodes)

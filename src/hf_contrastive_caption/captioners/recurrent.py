@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from hf_contrastive_caption.captioners.tries import PrefixTrie
 from hf_contrastive_caption.captioners.vocabulary import (
     edge_log_probs,
     edge_log_probs_instead_of_logits,
-    log_probs_instead_of_logits,
     log_softmax_of,
 )
 from hf_contrastive_caption.models.recurrent import (
@@ -48,7 +46,6 @@ class RecurrentCaptioner(Captioner):
         self.start_token_id = _start_token_id(captioner)
         self.pad_token_id = captioner.config.pad_token_id or 0
         self._vision: VisionFeatures = captioner.vision
-        self._vocabulary: nn.Module = captioner.get_output_embeddings()
 
     @classmethod
     def make_processor(
@@ -128,14 +125,9 @@ class RecurrentCaptioner(Captioner):
             arguments["decoder_input_ids"] = rows.input_ids
         return {**arguments, **_image_arguments(images)}
 
-    @contextmanager
-    def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> Iterator[None]:
+    def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> AbstractContextManager[None]:
         """See :meth:`Captioner.scoring`."""
-        if self.head == "logits":
-            yield
-            return
-        with log_probs_instead_of_logits(self._vocabulary, rows.source, captions["input_ids"], self.max_logits_bytes):
-            yield
+        return self.scoring_with([], captions, rows)
 
     def reference_log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Captioner.reference_log_probs`."""
@@ -167,9 +159,9 @@ class RecurrentCaptioner(Captioner):
         def score(trie: PrefixTrie) -> Tensor:
             with torch.no_grad():
                 hidden = self._read_trie(trie, seen, start, step)  # (n_images, n_nodes, hidden_size)
-                fused = edge_log_probs_instead_of_logits(self._vocabulary, trie, logits_bytes)
+                fused = edge_log_probs_instead_of_logits(self.vocabulary, trie, logits_bytes)
                 with fused if self.head == "fused" else nullcontext():
-                    logits: Tensor = self._vocabulary(hidden)
+                    logits: Tensor = self.vocabulary(hidden)
                 return logits[..., 0] if self.head == "fused" else edge_log_probs(logits, trie)
 
         return score
