@@ -76,7 +76,7 @@ def caption_images(
         with tqdm(total=_length(items), desc="captions", disable=not progress) as bar:
             for batch in _batches(items, batch_size):
                 opened = [open_numbered(image, len(captions) + offset) for offset, image in enumerate(batch)]
-                inputs = _placed(processor.process_images(opened), base)
+                inputs = captioner.placed(processor.process_images(opened))
                 sequences = captioner.generate(inputs, **arguments)  # (n_images, n_tokens)
                 captions += processor.decode(sequences)
                 bar.update(len(batch))
@@ -108,14 +108,6 @@ def _with_generate(model: nn.Module) -> Any:
     if not (isinstance(base, PreTrainedModel) and base.can_generate()):
         raise TypeError(f"Got a {type(base).__name__}. Captions need a transformers model that has generate().")
     return base
-
-
-def _placed(images: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """On the model's device, and pixels in its dtype, which not every encoder sees to."""
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in images.items()
-    }
 
 
 def _generate_arguments(processor: CaptionProcessor, given: dict[str, Any]) -> dict[str, Any]:

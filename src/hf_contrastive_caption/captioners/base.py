@@ -21,6 +21,7 @@ from hf_contrastive_caption.captioners.determinism import (
     restore_dropout,
 )
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
+from hf_contrastive_caption.captioners.settings import to_dtype
 from hf_contrastive_caption.captioners.tries import PrefixTrie
 from hf_contrastive_caption.captioners.verification import exact_tries, probe, verify
 from hf_contrastive_caption.captioners.vocabulary import (
@@ -388,8 +389,12 @@ class Captioner(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the decoder's floating weights; other parts of a float16 model may be float32."""
+        """The dtype of the decoder's floating weights; transformers keeps parts of some models in float32."""
         return next(weight.dtype for weight in self.decoder.parameters() if weight.is_floating_point())
+
+    def placed(self, images: Images) -> Images:
+        """Images where the model is, floating values in :attr:`dtype`, to which not every encoder casts its pixels."""
+        return {name: to_dtype(value.to(self.device), self.dtype) for name, value in images.items()}
 
 
 def _is_peft(model: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 from hf_contrastive_caption.captioners.base import Captioner, TrieScorer
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.packing import DecoderRows, block_causal_mask, decoder_rows
-from hf_contrastive_caption.captioners.settings import first_given, position_limit, position_offset, setting, to_dtype
+from hf_contrastive_caption.captioners.settings import first_given, position_limit, position_offset, setting
 from hf_contrastive_caption.captioners.tries import PrefixTrie, additive
 from hf_contrastive_caption.captioners.vocabulary import (
     edge_log_probs,
@@ -125,8 +125,7 @@ class CrossAttentionCaptioner(Captioner):
             return images
         self._hold_norms()
         with torch.no_grad():
-            inputs = {name: to_dtype(value, self.dtype) for name, value in images.items()}
-            return {ENCODER_STATES: self._encoder(**inputs)[0]}
+            return {ENCODER_STATES: self._encoder(**self.placed(images))[0]}
 
     def rows(self, images: Images, captions: CaptionBatch) -> DecoderRows:
         """See :meth:`Captioner.rows`; captions too many for the decoder's positions get rows of their own."""
@@ -148,8 +147,7 @@ class CrossAttentionCaptioner(Captioner):
         arguments: dict[str, Any] = {**self._text(text), "use_cache": False}
         if ENCODER_STATES in images:
             return {**arguments, **self.states_arguments(self._states_by_row(images, captions, rows))}
-        # Some encoders (Swin) do not cast their pixels to their weights' dtype.
-        return {**arguments, **{name: to_dtype(value, self.dtype) for name, value in images.items()}}
+        return {**arguments, **self.placed(images)}
 
     def scoring(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> AbstractContextManager[None]:
         """See :meth:`Captioner.scoring`."""

@@ -16,7 +16,6 @@ from transformers.utils.generic import ModelOutput
 from hf_contrastive_caption.captioners.base import Captioner, TrieScorer
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.packing import DecoderRows, block_causal_mask, decoder_rows
-from hf_contrastive_caption.captioners.settings import to_dtype
 from hf_contrastive_caption.captioners.tries import PrefixTrie, additive
 from hf_contrastive_caption.captioners.vocabulary import (
     edge_log_probs,
@@ -133,7 +132,7 @@ class PrefixCaptioner(Captioner):
         hook = self._projection.register_forward_pre_hook(lambda module, args: found.append(args[0]))
         try:
             with torch.no_grad():
-                self.run_vision({name: to_dtype(value, self.dtype) for name, value in images.items()})
+                self.run_vision(self.placed(images))
         finally:
             hook.remove()
         return {IMAGE_STATES: found[0], **self.beside_states(images)}
@@ -230,7 +229,7 @@ class PrefixCaptioner(Captioner):
         if IMAGE_STATES in images:
             return self.no_pixels(images[IMAGE_STATES])
         beside = self.beside_states(images)
-        return {name: to_dtype(value, self.dtype) for name, value in images.items() if name not in beside}
+        return self.placed({name: value for name, value in images.items() if name not in beside})
 
     def _state_hooks(self, images: Images, image_index: Tensor | None) -> list[RemovableHandle]:
         """A hook that gives the projection the states that are given, or those of the image of each row."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from torch import Tensor, dtype
+import torch
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -153,6 +154,6 @@ def check_vocabulary(decoder: PreTrainedConfig, processor: CaptionProcessor, par
         )
 
 
-def to_dtype(value: Tensor, kind: dtype) -> Tensor:
+def to_dtype(value: Tensor, kind: torch.dtype) -> Tensor:
     """Floating values in a dtype; others, such as token ids, as they are."""
     return value.to(kind) if value.is_floating_point() else value

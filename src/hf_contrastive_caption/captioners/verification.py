@@ -171,9 +171,7 @@ def probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
     """Two images of noise, each with captions of several lengths, made of words from all over the vocabulary."""
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 256, (64, 96, 3), dtype=np.uint8)) for _ in range(2)]
-    images = {name: value.to(captioner.device) for name, value in captioner.processor.process_images(pictures).items()}
-    if "pixel_values" in images:
-        images["pixel_values"] = images["pixel_values"].to(captioner.dtype)
+    images = captioner.placed(captioner.processor.process_images(pictures))
     tokenizer = captioner.processor.tokenizer
     # No padding among them: RoBERTa counts positions by it, and no caption contains it.
     # Nor tokens that are special without a name, such as that of an image.

@@ -64,10 +64,7 @@ def score_captions(
             if not texts:
                 scores += [[] for _ in numbers]
                 continue
-            images = {
-                name: value.to(captioner.device, captioner.dtype if value.is_floating_point() else None)
-                for name, value in processor.process_images([pool[number] for number in numbers]).items()
-            }
+            images = captioner.placed(processor.process_images([pool[number] for number in numbers]))
             ids = processor.tokenize(texts).input_ids
             batch = caption_batch(ids, owners, captioner.device)
             tokens = captioner.token_log_probs(captioner.model, images, batch).double().cpu()
