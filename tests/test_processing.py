@@ -102,6 +102,14 @@ class TestTokenize:
             row[: len(ids)] = torch.tensor(ids)
         assert captioner.decode(padded) == captions
 
+    def test_a_caption_is_decoded_up_to_its_first_stop_token(self) -> None:
+        tokenizer, image_processor = tiny.processing()
+        a, dog, cat, runs = tokenizer("a dog cat runs")["input_ids"]
+        captioner = CaptionProcessor(tokenizer, image_processor, end_token_id=cat)  # which is no special token
+        assert captioner.decode([[a, dog, cat, runs], [cat], []]) == ["a dog", "", ""]
+        assert captioner.decode([[cat, a, dog, cat, tiny.PAD]]) == ["a dog"]  # begun with it, as by GPT-2
+        assert captioner.decode(torch.tensor([[a, dog, cat, runs]]), [cat, dog]) == ["a"]
+
 
 class TestImages:
     def test_pixels(self) -> None:

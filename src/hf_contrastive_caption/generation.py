@@ -12,8 +12,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_contrastive_caption.captioners.base import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.registry import Processing, captioner_for
+from hf_contrastive_caption.captioners.settings import setting, token_ids
 from hf_contrastive_caption.data.images import iterate_images, open_numbered
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor
@@ -70,6 +72,9 @@ def caption_images(
     captioner = captioner_for(model, processor, prompt=prompt)
     processor = captioner.processor
     arguments = _generate_arguments(processor, generate_kwargs)
+    if "generation_config" not in arguments:
+        arguments.setdefault("eos_token_id", captioner.stop_token_ids)
+    stops = _stops(captioner, arguments)
     items = iterate_images(images)
     captions: list[str] = []
     with evaluation_mode(base), torch.no_grad():
@@ -78,7 +83,7 @@ def caption_images(
                 opened = [open_numbered(image, len(captions) + offset) for offset, image in enumerate(batch)]
                 inputs = captioner.placed(processor.process_images(opened))
                 sequences = captioner.generate(inputs, **arguments)  # (n_images, n_tokens)
-                captions += processor.decode(sequences)
+                captions += processor.decode(sequences, stops)
                 bar.update(len(batch))
     return captions
 
@@ -113,12 +118,18 @@ def _with_generate(model: nn.Module) -> Any:
 def _generate_arguments(processor: CaptionProcessor, given: dict[str, Any]) -> dict[str, Any]:
     arguments = dict(given)
     if "generation_config" not in given:
-        arguments = {"num_beams": NUM_BEAMS, "do_sample": False, "eos_token_id": processor.end_token_id, **arguments}
+        arguments = {"num_beams": NUM_BEAMS, "do_sample": False, **arguments}
         padding = processor.tokenizer.pad_token_id
         arguments.setdefault("pad_token_id", processor.end_token_id if padding is None else padding)
     if not any(name in given for name in _LENGTH_ARGUMENTS):
         arguments["max_new_tokens"] = min(MAX_NEW_TOKENS, processor.max_caption_tokens or MAX_NEW_TOKENS)
     return arguments
+
+
+def _stops(captioner: Captioner, arguments: dict[str, Any]) -> list[int]:
+    """The tokens at which ``generate`` stops with these arguments."""
+    config = setting(arguments.get("generation_config"), "eos_token_id")
+    return token_ids(arguments.get("eos_token_id", config)) or captioner.stop_token_ids
 
 
 def _length(items: Iterable[Any]) -> int | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,9 +109,19 @@ class CaptionProcessor:
         features = self.image_processor(images=list(images), return_tensors="pt")
         return {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
 
-    def decode(self, sequences: torch.Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Turn generated token ids, (n_captions, length) or ragged, into caption texts without special tokens."""
-        ids: Any = sequences
+    def decode(
+        self,
+        sequences: torch.Tensor | Sequence[torch.Tensor] | Sequence[Sequence[int]],
+        stop_token_ids: Collection[int] | None = None,
+    ) -> list[str]:
+        """Turn generated token ids into caption texts without special tokens.
+
+        Args:
+            sequences: Token ids, (n_captions, length) or ragged.
+            stop_token_ids: Tokens that end a caption, which need not be special ones; the end token if not given.
+        """
+        stops = {self.end_token_id} if stop_token_ids is None else set(stop_token_ids)
+        ids: Any = [_up_to([int(token) for token in sequence], stops) for sequence in sequences]
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
@@ -147,6 +158,12 @@ class CaptionProcessor:
         """Save tokenizer **and** image processor; ``AutoTokenizer`` and ``AutoImageProcessor`` load them again."""
         self.tokenizer.save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory, **kwargs)
+
+
+def _up_to(ids: list[int], stops: Collection[int]) -> list[int]:
+    """A sequence up to the token at which it stops; many decoders start with that same token."""
+    begun = dropwhile(lambda token: token in stops, ids)
+    return list(takewhile(lambda token: token not in stops, begun))
 
 
 def _digest(value: Any) -> str:

@@ -21,7 +21,7 @@ from hf_contrastive_caption.captioners.determinism import (
     restore_dropout,
 )
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
-from hf_contrastive_caption.captioners.settings import to_dtype
+from hf_contrastive_caption.captioners.settings import setting, to_dtype, token_ids
 from hf_contrastive_caption.captioners.tries import PrefixTrie
 from hf_contrastive_caption.captioners.verification import exact_tries, probe, verify
 from hf_contrastive_caption.captioners.vocabulary import (
@@ -29,6 +29,7 @@ from hf_contrastive_caption.captioners.vocabulary import (
     log_probs_instead_of_logits,
     log_softmax_of,
 )
+from hf_contrastive_caption.fingerprints import settings_of
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.sharding import check_tied_weights, is_sharded, resharded
 
@@ -179,15 +180,24 @@ class Captioner(ABC):
         return sequences
 
     @property
+    def stop_token_ids(self) -> list[int]:
+        """The tokens at which :meth:`generate` stops, once each: the end token of captions, then the model's own."""
+        own = token_ids(setting(self.base_model.generation_config, "eos_token_id"))
+        return list(dict.fromkeys([self.processor.end_token_id, *own]))
+
+    @property
     def vision(self) -> nn.Module | None:
         """The part of the model that :meth:`encode` runs and that no caption reaches; ``None`` if there is none."""
         return None
 
-    @property
-    def vision_settings(self) -> Any:
-        """What the states of :attr:`vision` depend on beside its weights: a config, or a part of one as a dict."""
-        assert self.vision is not None
-        return self.vision.config
+    def vision_settings(self) -> dict[str, Any]:
+        """All that :meth:`encode` depends on beside the weights of :attr:`vision` and the images.
+
+        The settings of the whole model unless a family says that fewer of them matter: which layer's states are read
+        stands outside of the vision encoder's own config in some.
+        """
+        settings: dict[str, Any] = settings_of(self.base_model.config)
+        return settings
 
     def adopt_vision(self, other: Captioner) -> None:
         """Hold the vision side of another captioner of the same family in place of one's own."""

@@ -75,6 +75,11 @@ class BlipCaptioner(CrossAttentionCaptioner):
 
         return [self._encoder.register_forward_hook(put_states)]
 
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """See :attr:`Captioner.stop_token_ids`; BLIP's generate knows no other one."""
+        return [self.processor.end_token_id]
+
     def generate(self, images: Images, **arguments: Any) -> Tensor:
         """See :meth:`Captioner.generate`; BLIP stops at its own separator and pads with its own padding.
 
@@ -83,7 +88,7 @@ class BlipCaptioner(CrossAttentionCaptioner):
         """
         stop = self.base_model.config.text_config.sep_token_id
         end = arguments.pop("eos_token_id", stop)
-        if end != stop:
+        if end not in (stop, [stop]):
             raise ValueError(
                 f"eos_token_id is {end}, but BLIP's generate() stops at text_config.sep_token_id = {stop}; leave "
                 "eos_token_id out, or set it there"

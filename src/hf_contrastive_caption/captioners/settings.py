@@ -50,6 +50,13 @@ def first_given(*values: Any) -> int | None:
     return None
 
 
+def token_ids(value: int | list[int] | None) -> list[int]:
+    """The token ids that a setting such as ``eos_token_id`` names, one, several or none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def position_limit(decoder_config: PreTrainedConfig) -> int | None:
     """How many tokens the decoder has positions for, or ``None`` if its positions do not end."""
     limit = first_given(*(setting(decoder_config, name) for name in _POSITION_LIMITS))
