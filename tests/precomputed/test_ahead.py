@@ -22,6 +22,7 @@ from hf_contrastive_caption.precomputed import training_epochs
 from hf_contrastive_caption.precomputed.shards import ABOUT, ShardStore, fill_shards
 from hf_contrastive_caption.reference import FrozenReference
 from tests import tiny
+from tests.families.chat import PROMPT, llava_model, llava_processing
 from tests.training import arguments, logged, trainer
 
 AHEAD = {"precompute_reference": True}
@@ -185,6 +186,23 @@ def test_states_of_disk_are_those_of_memory(tmp_path: Path, bf16: bool) -> None:
     assert logged(disk, "loss") == pytest.approx(logged(memory, "loss"), abs=2e-2 if bf16 else 1e-5)
     size = sum(file.stat().st_size for file in (tmp_path / "ahead").rglob("*.safetensors"))
     assert 16 * 17 * 32 * (2 if bf16 else 4) < size < 16 * 17 * 32 * (2 if bf16 else 4) + 1000
+
+
+def test_states_of_another_layer_are_encoded_again(tmp_path: Path) -> None:
+    """LLaVA says in the model's config, not in the vision encoder's, which layer's states are read."""
+    losses = {}
+    for layer in (-2, -1):
+        for cached in (False, True):
+            model = llava_model()
+            model.config.vision_feature_layer = layer
+            more = options(tmp_path, **STATES) if cached else {"freeze_vision_encoder": True}
+            more |= {"prompt": PROMPT, "objective": "mle", "max_steps": 1}
+            run = trainer(tmp_path, model, tiny.caption_dataset(4, 1), more, processing_class=llava_processing())
+            run.train()
+            losses[layer, cached] = logged(run, "loss")
+        assert losses[layer, True] == pytest.approx(losses[layer, False], abs=1e-5)
+    assert abs(losses[-1, True][0] - losses[-2, True][0]) > 0.01
+    assert len(shards(tmp_path / "ahead")) == 2
 
 
 def test_images_that_do_not_open_are_skipped_from_disk_too(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from hf_contrastive_caption.fingerprints import base_digest, model_digest
 from hf_contrastive_caption.reference import AdapterReference, FrozenReference, PrecomputedReference
 from tests import tiny
+from tests.families.chat import PROMPT, llava_model, llava_processing
 from tests.training import logged, trainer
 
 DECODER = r"decoder\.transformer\.h\..*(c_attn|q_attn|c_proj)"
@@ -71,6 +72,29 @@ def test_scores_ahead_are_those_of_a_frozen_copy(tmp_path: Path) -> None:
     options = {"precompute_reference": True, "precomputed_dir": str(tmp_path / "scores")}
     assert losses(tmp_path / "ahead", options=options) == pytest.approx(expected, abs=1e-6)
     assert max(abs(loss - TWO_LN_TWO) for loss in expected) > 1e-2
+
+
+def test_an_encoder_of_which_another_layer_is_read_is_not_shared(tmp_path: Path) -> None:
+    def run(layer: int, freeze: bool) -> Any:
+        models = llava_model(), llava_model()
+        models[1].config.vision_feature_layer = layer
+        made = trainer(
+            tmp_path,
+            models[0],
+            tiny.caption_dataset(4, 1),
+            {"prompt": PROMPT, "freeze_vision_encoder": freeze, "max_steps": 1},
+            processing_class=llava_processing(),
+            reference_model=models[1],
+            reference_processing_class=llava_processing(),
+        )
+        made.train()
+        return made
+
+    expected, other, same = run(-1, False), run(-1, True), run(-2, True)
+    assert [one.reference.shares_vision for one in (expected, other, same)] == [False, False, True]
+    assert logged(other, "loss") == pytest.approx(logged(expected, "loss"), abs=1e-5)
+    assert logged(same, "loss") == pytest.approx([TWO_LN_TWO], abs=1e-5)
+    assert abs(logged(other, "loss")[0] - TWO_LN_TWO) > 0.01
 
 
 def test_a_shared_frozen_encoder_gives_the_losses_of_two(tmp_path: Path) -> None:

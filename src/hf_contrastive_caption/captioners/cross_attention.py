@@ -23,6 +23,7 @@ from hf_contrastive_caption.captioners.vocabulary import (
     edge_log_probs_instead_of_logits,
     log_softmax_of,
 )
+from hf_contrastive_caption.fingerprints import settings_of
 
 ENCODER_STATES = "encoder_hidden_states"
 
@@ -112,6 +113,11 @@ class CrossAttentionCaptioner(Captioner):
     def vocabulary(self) -> nn.Module:
         """See :attr:`Captioner.vocabulary`."""
         return self.decoder.get_output_embeddings()
+
+    def vision_settings(self) -> dict[str, Any]:
+        """See :meth:`Captioner.vision_settings`: the encoder runs by itself."""
+        settings: dict[str, Any] = settings_of(self.vision.config)
+        return settings
 
     def adopt_vision(self, other: Captioner) -> None:
         """See :meth:`Captioner.adopt_vision`."""

@@ -19,6 +19,7 @@ from hf_contrastive_caption.captioners.settings import (
     position_limit,
     setting,
 )
+from hf_contrastive_caption.fingerprints import settings_of
 from hf_contrastive_caption.processing import CaptionProcessor
 
 
@@ -58,6 +59,11 @@ class GitCaptioner(PrefixCaptioner):
         return CaptionProcessor(
             tokenizer, image_processor, end, position_limit(model.config), add_special_tokens=False
         )
+
+    def vision_settings(self) -> dict[str, Any]:
+        """See :meth:`Captioner.vision_settings`: the encoder runs by itself."""
+        settings: dict[str, Any] = settings_of(self._vision.config)
+        return settings
 
     def prefix(self, images: Images) -> Prefix:
         """See :meth:`PrefixCaptioner.prefix`: the image alone."""

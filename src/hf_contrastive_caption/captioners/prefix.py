@@ -116,6 +116,11 @@ class PrefixCaptioner(Captioner):
         """See :attr:`Captioner.vision`."""
         return self._vision
 
+    def vision_settings(self) -> dict[str, Any]:
+        """See :meth:`Captioner.vision_settings`: all but those of the language model and its tokens."""
+        settings = super().vision_settings().items()
+        return {name: value for name, value in settings if name != "text_config" and not name.endswith("token_id")}
+
     def adopt_vision(self, other: Captioner) -> None:
         """See :meth:`Captioner.adopt_vision`."""
         assert isinstance(other, PrefixCaptioner) and type(other) is type(self)

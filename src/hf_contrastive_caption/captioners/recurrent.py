@@ -19,6 +19,7 @@ from hf_contrastive_caption.captioners.vocabulary import (
     edge_log_probs_instead_of_logits,
     log_softmax_of,
 )
+from hf_contrastive_caption.fingerprints import settings_of
 from hf_contrastive_caption.models.recurrent import (
     RecurrentCaptionerModel,
     RecurrentDecoder,
@@ -91,6 +92,11 @@ class RecurrentCaptioner(Captioner):
     def vision(self) -> VisionFeatures:
         """See :attr:`Captioner.vision`."""
         return self._vision
+
+    def vision_settings(self) -> dict[str, Any]:
+        """See :meth:`Captioner.vision_settings`: the encoder runs by itself."""
+        settings: dict[str, Any] = settings_of(self.vision.config)
+        return settings
 
     def adopt_vision(self, other: Captioner) -> None:
         """See :meth:`Captioner.adopt_vision`."""

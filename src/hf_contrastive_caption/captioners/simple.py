@@ -93,11 +93,6 @@ class SimpleCaptioner(Captioner):
         """See :attr:`Captioner.vision`; none without :attr:`states_argument`."""
         return self._encoder if self.states_argument else None
 
-    @property
-    def vision_settings(self) -> Any:
-        """See :attr:`Captioner.vision_settings`; those of the whole model, where its encoder has none."""
-        return self._encoder.config if isinstance(self._encoder, PreTrainedModel) else self.base_model.config
-
     def adopt_vision(self, other: Captioner) -> None:
         """See :meth:`Captioner.adopt_vision`."""
         assert type(other) is type(self) and self.vision_path is not None and other.vision is not None

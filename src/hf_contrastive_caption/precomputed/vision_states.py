@@ -17,7 +17,7 @@ from hf_contrastive_caption.captioners.verification import probe
 from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset
 from hf_contrastive_caption.data.examples import StoredStates
 from hf_contrastive_caption.data.sampler import SampleKey
-from hf_contrastive_caption.fingerprints import settings_of, weights_digest
+from hf_contrastive_caption.fingerprints import weights_digest
 from hf_contrastive_caption.precomputed.shards import ShardStore, check_space, folder_for
 
 SHARD_BYTES = 256 * 2**20
@@ -68,7 +68,7 @@ class VisionWork:
                 "format": 1,
                 "images": self.data.images_fingerprint(),
                 "image processor": self.captioner.processor.image_fingerprint(),
-                "settings": settings_of(self.captioner.vision_settings),
+                "settings": self.captioner.vision_settings(),
                 "weights": weights_digest(vision),
                 "precision": str(self.precision),
             },
