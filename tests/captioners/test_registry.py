@@ -11,6 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     BertLMHeadModel,
+    Blip2Model,
+    BlipForQuestionAnswering,
+    BlipModel,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
@@ -30,6 +33,18 @@ from hf_contrastive_caption.captioners import (
 from hf_contrastive_caption.captioners.registry import split_processing_class
 from hf_contrastive_caption.processing import CaptionProcessor
 from tests import tiny
+from tests.families.blip import blip_model
+from tests.families.blip2 import blip2_model, blip2_processing
+from tests.families.chat import (
+    gemma3_model,
+    gemma3_processing,
+    llava_model,
+    llava_processing,
+    paligemma_model,
+    paligemma_processing,
+)
+from tests.families.git import git_model
+from tests.families.idefics3 import idefics3_model, idefics3_processing
 
 
 class TestProcessingClass:
@@ -66,6 +81,30 @@ class TestProcessingClass:
 
 
 class TestModels:
+    @pytest.mark.parametrize(
+        ("make", "processing", "served"),
+        [
+            (lambda: llava_model().model, llava_processing, "LlavaForConditionalGeneration"),
+            (lambda: git_model().git, tiny.processing, "GitForCausalLM"),
+            (lambda: BlipModel(blip_model().config), tiny.processing, "BlipForConditionalGeneration"),
+            (lambda: BlipForQuestionAnswering(blip_model().config), tiny.processing, "BlipForConditionalGeneration"),
+            (lambda: Blip2Model(blip2_model().config), blip2_processing, "Blip2ForConditionalGeneration"),
+            (lambda: gemma3_model().model, gemma3_processing, "Gemma3ForConditionalGeneration"),
+            (lambda: paligemma_model().model, paligemma_processing, "PaliGemmaForConditionalGeneration"),
+            (
+                lambda: idefics3_model().model,
+                idefics3_processing,
+                "Idefics3ForConditionalGeneration or SmolVLMForConditionalGeneration",
+            ),
+        ],
+    )
+    def test_another_model_of_the_family(self, make: Any, processing: Any, served: str) -> None:
+        model = make()
+        with pytest.raises(
+            TypeError, match=rf"^{type(model).__name__} writes no captions; .* {served}\. Load it with "
+        ):
+            captioner_for(model, processing())
+
     def test_no_pretrained_model(self) -> None:
         with pytest.raises(TypeError, match=r"must be a transformers.PreTrainedModel .* but Linear was given"):
             captioner_for(nn.Linear(2, 2), tiny.processing())

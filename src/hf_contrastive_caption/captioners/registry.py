@@ -9,23 +9,37 @@ from torch import nn
 from transformers import (
     BaseImageProcessor,
     Blip2Config,
+    Blip2ForConditionalGeneration,
     BlipConfig,
+    BlipForConditionalGeneration,
     Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GitConfig,
+    GitForCausalLM,
     Idefics3Config,
+    Idefics3ForConditionalGeneration,
     LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
     VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
 )
 
 from hf_contrastive_caption.captioners.base import Captioner, Packing, _is_peft
@@ -40,7 +54,7 @@ from hf_contrastive_caption.captioners.qwen_vl import Qwen2VLCaptioner, Qwen3VLC
 from hf_contrastive_caption.captioners.recurrent import RecurrentCaptioner
 from hf_contrastive_caption.captioners.settings import reads_text_alone
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
-from hf_contrastive_caption.models.recurrent import RecurrentCaptionerConfig
+from hf_contrastive_caption.models.recurrent import RecurrentCaptionerConfig, RecurrentCaptionerModel
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor, saved_prompt
 
@@ -66,6 +80,22 @@ _CAPTIONERS: dict[type[PreTrainedConfig], type[Captioner]] = {
     SmolVLMConfig: Idefics3Captioner,
     RecurrentCaptionerConfig: RecurrentCaptioner,
 }
+
+_MODELS: dict[type[Captioner], tuple[type[PreTrainedModel], ...]] = {
+    EncoderDecoderCaptioner: (VisionEncoderDecoderModel,),
+    BlipCaptioner: (BlipForConditionalGeneration,),
+    Blip2Captioner: (Blip2ForConditionalGeneration,),
+    Gemma3Captioner: (Gemma3ForConditionalGeneration,),
+    GitCaptioner: (GitForCausalLM,),
+    Idefics3Captioner: (Idefics3ForConditionalGeneration, SmolVLMForConditionalGeneration),
+    LlavaCaptioner: (LlavaForConditionalGeneration,),
+    LlavaNextCaptioner: (LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration),
+    PaliGemmaCaptioner: (PaliGemmaForConditionalGeneration,),
+    Qwen2VLCaptioner: (Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration),
+    Qwen3VLCaptioner: (Qwen3VLForConditionalGeneration,),
+    RecurrentCaptioner: (RecurrentCaptionerModel,),
+}
+"""The models that captioner classes serve: others have configs of the same class. A user's class checks its own."""
 
 
 def register_captioner(config_class: type[PreTrainedConfig], captioner_class: type[Captioner]) -> None:
@@ -217,7 +247,14 @@ def _processor(
 def _captioner_class(model: PreTrainedModel) -> type[Captioner]:
     for config_class in type(model.config).__mro__:
         if config_class in _CAPTIONERS:
-            return _CAPTIONERS[config_class].for_model(model)
+            captioner_class = _CAPTIONERS[config_class]
+            served = _MODELS.get(captioner_class, (PreTrainedModel,))
+            if not isinstance(model, served):
+                raise TypeError(
+                    f"{type(model).__name__} writes no captions; models with a {config_class.__name__} that do are of "
+                    f"{' or '.join(one.__name__ for one in served)}. Load it with AutoModelForImageTextToText"
+                )
+            return captioner_class.for_model(model)
     known = ", ".join(sorted(config_class.__name__ for config_class in _CAPTIONERS))
     if reads_text_alone(model.config):
         raise TypeError(
