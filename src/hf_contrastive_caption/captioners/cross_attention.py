@@ -112,7 +112,8 @@ class CrossAttentionCaptioner(Captioner):
     @property
     def vocabulary(self) -> nn.Module:
         """See :attr:`Captioner.vocabulary`."""
-        return self.decoder.get_output_embeddings()
+        head: nn.Module = self.decoder.get_output_embeddings()
+        return head
 
     def vision_settings(self) -> dict[str, Any]:
         """See :meth:`Captioner.vision_settings`: the encoder runs by itself."""
