@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_contrastive_caption.captioners import caption_batch
+from hf_contrastive_caption.captioners.batch import Padding, join_images
 
 
 def test_layout() -> None:
@@ -27,3 +28,13 @@ def test_as_many_images_as_captions() -> None:
 def test_a_caption_has_a_token() -> None:
     with pytest.raises(ValueError, match="caption 1 has no tokens"):
         caption_batch([[2], [], []], [0, 0, 0])
+
+
+def test_joined_images_are_padded_where_they_may_be() -> None:
+    parts = [{"ids": torch.tensor([[5, 6]]), "states": torch.ones(1, 1, 2)}]
+    parts.append({"ids": torch.tensor([[7, 8, 9]]), "states": torch.full((1, 2, 2), 2.0)})
+    joined = join_images(parts, {"ids": Padding(3, left=True), "states": Padding(0)})
+    assert joined["ids"].tolist() == [[3, 5, 6], [7, 8, 9]]
+    assert joined["states"].tolist() == [[[1, 1], [0, 0]], [[2, 2], [2, 2]]]
+    with pytest.raises(ValueError, match=r"states has different sizes for different images \(\(1, 2\), \(2, 2\)\)"):
+        join_images(parts, {"ids": Padding(3, left=True)})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
 from torch import Tensor
 
 from hf_contrastive_caption.captioners import captioner_for
@@ -15,6 +18,7 @@ from tests import tiny
 from tests.captioners.naive import gradients, relative_difference
 from tests.families.chat import IMAGE, chat_inputs
 from tests.families.idefics3 import idefics3_model, idefics3_processing
+from tests.training import logged, trainer
 
 
 @pytest.mark.parametrize("kind", ["idefics3", "smolvlm"])
@@ -55,3 +59,27 @@ def test_numbers_of_pieces_that_differ(kind: str, packing: Any) -> None:
     options = {"num_beams": 1, "max_new_tokens": 5, "bad_words_ids": [[IMAGE]]}
     together = caption_images(model, captioner.processor, images, **options)
     assert together == caption_images(model, captioner.processor, images, batch_size=1, **options)
+
+
+def test_states_of_numbers_of_pieces_that_differ_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [(40, 40), (64, 20), (50, 40), (20, 64)]
+    images = [image.resize(size) for image, size in zip(tiny.images(4), sizes, strict=True)]
+    features = Features({"image": ImageFeature(), "captions": List(Value("string"))})
+    captions = [[text] for text in tiny.texts(4)]
+    data = Dataset.from_dict({"image": images, "captions": captions}, features=features)
+
+    def losses(name: str, **more: Any) -> list[float]:
+        options = {"prompt": "picture", "freeze_vision_encoder": True, **more}
+        run = trainer(tmp_path, idefics3_model(), data, options, processing_class=idefics3_processing(pieces=True))
+        run.train()
+        if more:
+            states = run.train_dataset.vision_states._store  # type: ignore[union-attr]
+            widths = [states.read(n, n + 1)["input_ids"].shape[1] for n in range(4)]
+            assert len(set(widths)) == (1 if name == "one shard" else 2)
+        return logged(run, "loss")
+
+    expected = losses("from images")
+    more = {"cache_vision_states": True, "per_device_eval_batch_size": 1}
+    assert losses("one shard", precomputed_dir=str(tmp_path / "one"), **more) == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr("hf_contrastive_caption.precomputed.vision_states.SHARD_BYTES", 1)
+    assert losses("an image each", precomputed_dir=str(tmp_path / "each"), **more) == pytest.approx(expected, abs=1e-5)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.generic import ModelOutput
 
-from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
+from hf_contrastive_caption.captioners.batch import CaptionBatch, Images, Padding
 from hf_contrastive_caption.captioners.determinism import (
     disable_dropout,
     evaluation_mode,
@@ -189,6 +189,10 @@ class Captioner(ABC):
     def vision(self) -> nn.Module | None:
         """The part of the model that :meth:`encode` runs and that no caption reaches; ``None`` if there is none."""
         return None
+
+    def padding(self) -> dict[str, Padding]:
+        """What of :meth:`encode` has a size that depends on the image, and how it is padded; by name."""
+        return {}
 
     def vision_settings(self) -> dict[str, Any]:
         """All that :meth:`encode` depends on beside the weights of :attr:`vision` and the images.

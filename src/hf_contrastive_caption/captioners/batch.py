@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 Images = dict[str, Tensor]
 """What a family's image processor gives for a batch of images, or what :meth:`Captioner.encode` made of it."""
+
+
+class Padding(NamedTuple):
+    """What stands in the second dimension of images that are smaller there than others of a batch.
+
+    Attributes:
+        value: The number.
+        left: Whether it stands before the image's own.
+    """
+
+    value: int
+    left: bool = False
+
+
+def join_images(parts: Sequence[Images], padding: Mapping[str, Padding]) -> Images:
+    """Put images of several batches together, along the first dimension.
+
+    Args:
+        parts: The batches, each with the same names.
+        padding: What may be of different sizes in the second dimension, and what is put there.
+
+    Raises:
+        ValueError: Something else is of different sizes.
+    """
+    return {name: _joined(name, [part[name] for part in parts], padding.get(name)) for name in parts[0]}
+
+
+def _joined(name: str, values: list[Tensor], padding: Padding | None) -> Tensor:
+    if padding is not None:
+        widest = max(value.shape[1] for value in values)
+        values = [_widened(value, widest, padding) for value in values]
+    sizes = {tuple(value.shape[1:]) for value in values}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{name} has different sizes for different images ({', '.join(map(str, sorted(sizes)[:3]))}), and only "
+            "what is of one size can be kept on disk; let the image processor make images of one size, or leave "
+            "cache_vision_states out"
+        )
+    return torch.cat(values)
+
+
+def _widened(value: Tensor, width: int, padding: Padding) -> Tensor:
+    if value.shape[1] == width:
+        return value
+    blank = value.new_full((value.shape[0], width - value.shape[1], *value.shape[2:]), padding.value)
+    return torch.cat([blank, value] if padding.left else [value, blank], dim=1)
 
 
 class CaptionBatch(TypedDict):

@@ -15,10 +15,10 @@ from transformers import (
     ProcessorMixin,
 )
 
-from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
+from hf_contrastive_caption.captioners.batch import CaptionBatch, Images, Padding
 from hf_contrastive_caption.captioners.image_tokens import image_tokens_match
 from hf_contrastive_caption.captioners.packing import DecoderRows
-from hf_contrastive_caption.captioners.prefix import Prefix, PrefixCaptioner, packed_mask
+from hf_contrastive_caption.captioners.prefix import IMAGE_STATES, Prefix, PrefixCaptioner, packed_mask
 from hf_contrastive_caption.captioners.settings import (
     check_vocabulary,
     first_given,
@@ -106,6 +106,11 @@ class ChatCaptioner(PrefixCaptioner):
     def beside_states(self, images: Images) -> Images:
         """See :meth:`PrefixCaptioner.beside_states`: the tokens of the prompt, and the shapes of images."""
         return {name: images[name] for name in (*self.of_prompt, *self.of_shape) if name in images}
+
+    def padding(self) -> dict[str, Padding]:
+        """See :meth:`Captioner.padding`: a prompt has as many image tokens, and an image states, as it needs."""
+        fill = {name: self.pad_token_id if name == "input_ids" else 0 for name in self.of_prompt}
+        return {IMAGE_STATES: Padding(0), **{name: Padding(value, left=True) for name, value in fill.items()}}
 
     def prefix(self, images: Images) -> Prefix:
         """See :meth:`PrefixCaptioner.prefix`: image and prompt, each token seeing those before it."""

@@ -117,7 +117,7 @@ class CrossAttentionCaptioner(Captioner):
 
     def vision_settings(self) -> dict[str, Any]:
         """See :meth:`Captioner.vision_settings`: the encoder runs by itself."""
-        settings: dict[str, Any] = settings_of(self.vision.config)
+        settings: dict[str, Any] = settings_of(self._encoder.config)
         return settings
 
     def adopt_vision(self, other: Captioner) -> None:

@@ -29,11 +29,10 @@ class Idefics3Captioner(ChatCaptioner):
         """See :meth:`Captioner.encode`."""
         if IMAGE_STATES in images:
             return images
-        encoded = super().encode(images)
-        flat, real = encoded[IMAGE_STATES], images["pixel_values"].flatten(2).ne(0).any(2)  # (n_images, pieces)
+        flat, real = self.vision_states(images), images["pixel_values"].flatten(2).ne(0).any(2)  # (n_images, pieces)
         states = flat.new_zeros(*real.shape, *flat.shape[1:])
         states[real] = flat
-        return {**encoded, IMAGE_STATES: states}
+        return {IMAGE_STATES: states, **self.beside_states(images)}
 
     def prepare(self, images: Images, captions: CaptionBatch, rows: DecoderRows) -> dict[str, Any]:
         """See :meth:`Captioner.prepare`."""

@@ -33,9 +33,8 @@ class LlavaNextCaptioner(ChatCaptioner):
         """See :meth:`Captioner.encode`."""
         if IMAGE_STATES in images:
             return images
-        encoded = super().encode(images)
-        of_images = encoded[IMAGE_STATES].split(self._piece_counts(images))
-        return {**encoded, IMAGE_STATES: pad_sequence(list(of_images), batch_first=True)}
+        of_images = self.vision_states(images).split(self._piece_counts(images))
+        return {IMAGE_STATES: pad_sequence(list(of_images), batch_first=True), **self.beside_states(images)}
 
     def _pixels(self, images: Images) -> dict[str, Any]:
         pixels = super()._pixels(images)

@@ -132,6 +132,18 @@ class PrefixCaptioner(Captioner):
         """See :meth:`Captioner.encode`; the states are (n_images, ...), and tokens of a prompt stay beside them."""
         if IMAGE_STATES in images:
             return images
+        states = self.vision_states(images)
+        num_images = next(iter(images.values())).shape[0]
+        if states.shape[0] != num_images:
+            raise ValueError(
+                f"the {type(self._vision).__name__} of {self.name} gives states of {tuple(states.shape)} for "
+                f"{num_images} images, which are not told apart; such a model can be trained and can caption, but "
+                "neither freeze_vision_encoder, cache_vision_states nor self-retrieval by its own scores"
+            )
+        return {IMAGE_STATES: states, **self.beside_states(images)}
+
+    def vision_states(self, images: Images) -> Tensor:
+        """What the module at ``projection_path`` is given for some images, (n_images, ...), without gradients."""
         self._hold_norms()
         found: list[Tensor] = []
         hook = self._projection.register_forward_pre_hook(lambda module, args: found.append(args[0]))
@@ -140,7 +152,7 @@ class PrefixCaptioner(Captioner):
                 self.run_vision(self.placed(images))
         finally:
             hook.remove()
-        return {IMAGE_STATES: found[0], **self.beside_states(images)}
+        return found[0]
 
     def beside_states(self, images: Images) -> Images:
         """What of the images is needed beside the states of the vision encoder: tokens of a prompt."""

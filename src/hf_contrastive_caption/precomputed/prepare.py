@@ -143,8 +143,9 @@ class ComputedAhead:
                 make_batch=ImageBatches(data, rows),
                 compute=work.encode,
                 write=store.write,
+                padding=self._captioner.padding(),
             )
-        return VisionStates(store, items)
+        return VisionStates(store, items, self._captioner.padding())
 
     def _scores(
         self, data: ContrastiveCaptionDataset, reference: PrecomputedReference, epochs: list[int]

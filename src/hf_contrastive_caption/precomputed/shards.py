@@ -6,12 +6,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from huggingface_hub import cached_assets_path
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from hf_contrastive_caption.captioners.batch import Padding, join_images
 from hf_contrastive_caption.fingerprints import json_digest
 
 logger = logging.getLogger(__name__)
@@ -161,6 +161,7 @@ def fill_shards(
     batch_size: int,
     num_workers: int,
     progress: str | None,
+    padding: Mapping[str, Padding] | None = None,
 ) -> None:
     """Compute shards, batch by batch, and write each as soon as it is complete.
 
@@ -173,6 +174,7 @@ def fill_shards(
         batch_size: Numbers in a batch.
         num_workers: Workers that make batches.
         progress: What a progress bar says; ``None`` for none.
+        padding: What may be of different sizes in different batches, and how it is padded.
 
     Raises:
         ValueError: Items have tensors of different sizes.
@@ -191,18 +193,7 @@ def fill_shards(
             for _ in of_shard:
                 pieces.append({name: value.cpu() for name, value in compute(next(made)).items()})
                 bar.update()
-            write(shard, {name: _put_together(name, [piece[name] for piece in pieces]) for name in pieces[0]})
-
-
-def _put_together(name: str, pieces: list[Tensor]) -> Tensor:
-    sizes = {tuple(piece.shape[1:]) for piece in pieces}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"{name} has different sizes for different images ({', '.join(map(str, sorted(sizes)[:3]))}), and only "
-            "what is of one size can be kept on disk; let the image processor make images of one size, or leave "
-            "cache_vision_states out"
-        )
-    return torch.cat(pieces)
+            write(shard, join_images(pieces, padding or {}))
 
 
 def _cut(start: int, stop: int, size: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_contrastive_caption.captioners import Captioner, Images
+from hf_contrastive_caption.captioners.batch import Padding, join_images
 from hf_contrastive_caption.captioners.verification import probe
 from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset
 from hf_contrastive_caption.data.examples import StoredStates
@@ -30,16 +31,26 @@ class VisionStates:
     Args:
         store: The states, one item for each different image.
         item_of_row: The item of each row, (n_rows,).
+        padding: What may be of different sizes in different shards, and how it is padded.
     """
 
-    def __init__(self, store: ShardStore, item_of_row: NDArray[np.int64]) -> None:
+    def __init__(
+        self, store: ShardStore, item_of_row: NDArray[np.int64], padding: Mapping[str, Padding] | None = None
+    ) -> None:
         self._store = store
         self._item_of_row = item_of_row
+        self._padding = padding or {}
 
     def read(self, rows: Sequence[int]) -> list[StoredStates]:
-        """What :meth:`Captioner.encode` makes of the images of rows; of a white one where an image does not open."""
+        """What :meth:`Captioner.encode` makes of the images of rows; of a white one where an image does not open.
+
+        All are of one size, so that they can be put together.
+        """
         read = [self._store.read(item, item + 1) for item in self._item_of_row[list(rows)].tolist()]
-        return [StoredStates(states, bool(states.pop(_OPENED))) for states in read]
+        opened = [bool(states.pop(_OPENED)) for states in read]
+        joined = join_images(read, self._padding)
+        apart = [{name: value[place : place + 1] for name, value in joined.items()} for place in range(len(read))]
+        return [StoredStates(states, was_opened) for states, was_opened in zip(apart, opened, strict=True)]
 
 
 @dataclass(frozen=True)
