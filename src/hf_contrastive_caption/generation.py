@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_contrastive_caption.captioners.base import Captioner
+from hf_contrastive_caption.captioners.batch import Images, caption_batch
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.registry import Processing, captioner_for
 from hf_contrastive_caption.captioners.settings import setting, token_ids
-from hf_contrastive_caption.data.images import iterate_images, open_numbered
+from hf_contrastive_caption.data.images import (
+    BadImageError,
+    image_files,
+    is_one_image,
+    iterate_images,
+    open_numbered,
+)
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor
+
+logger = logging.getLogger(__name__)
 
 NUM_BEAMS = 3
 MAX_NEW_TOKENS = 64
 """Longest caption in tokens that is generated unless told otherwise; fewer where the processor says so."""
 
 _LENGTH_ARGUMENTS = ("max_new_tokens", "max_length", "generation_config")
+
+
+class CaptionedImage(NamedTuple):
+    """An image with its caption.
+
+    Attributes:
+        image: The image as it was given; its path, where a folder was given.
+        caption: The caption.
+        log_prob: ln p(caption | image) of the captioner in nats, summed over tokens with the end token; ``None`` if
+            it was not asked for.
+    """
+
+    image: Any
+    caption: str
+    log_prob: float | None = None
+
+
+class ScoredCaption(NamedTuple):
+    """A caption with its likelihood.
+
+    Attributes:
+        caption: The caption.
+        log_prob: ln p(caption | image) of the captioner in nats, summed over tokens with the end token.
+    """
+
+    caption: str
+    log_prob: float
 
 
 def caption_images(
@@ -61,38 +100,126 @@ def caption_images(
             open.
         TypeError: If the model cannot generate, or ``images`` is not what is accepted.
     """
-    base = _with_generate(model)
+    _with_generate(model)
+    captioner = captioner_for(model, processor, prompt=prompt)
+    found = stream_captions(captioner, images, batch_size=batch_size, progress=progress, **generate_kwargs)
+    return [one.caption for one in found]
+
+
+def caption_with(
+    captioner: Captioner, images: Any, *, return_log_probs: bool = False, **options: Any
+) -> str | ScoredCaption | list[str] | list[ScoredCaption]:
+    """See :meth:`Captioner.caption`."""
+    if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+        raise ValueError(
+            f"{os.fspath(images)} is a folder; captioner.stream({os.fspath(images)!r}) captions its images one after "
+            "the other"
+        )
+    found = stream_captions(captioner, images, return_log_probs=return_log_probs, **options)
+    if return_log_probs:
+        scored = [ScoredCaption(one.caption, one.log_prob) for one in found if one.log_prob is not None]
+        return scored[0] if is_one_image(images) else scored
+    captions = [one.caption for one in found]
+    return captions[0] if is_one_image(images) else captions
+
+
+def stream_captions(
+    captioner: Captioner,
+    images: Any,
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+    return_log_probs: bool = False,
+    on_bad_image: str = "raise",
+    **generate_kwargs: Any,
+) -> Iterator[CaptionedImage]:
+    """See :meth:`Captioner.stream`; what is wrong with the arguments is said at once, and not with the first image."""
+    _with_generate(captioner.model)
     if batch_size < 1:
         raise ValueError(f"Got batch_size={batch_size}. Accepted: 1 or more.")
+    if on_bad_image not in ("raise", "skip"):
+        raise ValueError(f"on_bad_image is {on_bad_image!r}, but must be 'raise' or 'skip'")
     if generate_kwargs.get("num_return_sequences", 1) != 1:
         raise ValueError(
             f"Got num_return_sequences={generate_kwargs['num_return_sequences']}, but each image gets one caption "
             "here. Call model.generate for more."
         )
-    captioner = captioner_for(model, processor, prompt=prompt)
-    processor = captioner.processor
-    arguments = _generate_arguments(processor, generate_kwargs)
-    if "generation_config" not in arguments:
-        arguments.setdefault("eos_token_id", captioner.stop_token_ids)
-    stops = _stops(captioner, arguments)
-    items = iterate_images(images)
-    captions: list[str] = []
+    arguments = generate_arguments(captioner, generate_kwargs)
+    folder = isinstance(images, (str, os.PathLike)) and os.path.isdir(images)
+    items = image_files(images) if folder else iterate_images(images)
+    total = _length(items)
+    if folder and progress:
+        total = sum(1 for _ in image_files(images))
+    bar = tqdm(total=total, desc="captions", unit=" images", disable=not progress)
+    return _captioned(captioner, items, batch_size, on_bad_image, return_log_probs, arguments, bar)
+
+
+def _captioned(
+    captioner: Captioner,
+    items: Iterable[Any],
+    batch_size: int,
+    on_bad_image: str,
+    scored: bool,
+    arguments: dict[str, Any],
+    bar: Any,
+) -> Iterator[CaptionedImage]:
+    with bar:
+        for batch in _batches(enumerate(items), batch_size):
+            opened = _opened(batch, on_bad_image)
+            if opened:
+                pictures = [picture for _, picture in opened]
+                captions, log_probs = _written(captioner, pictures, scored, arguments)
+                for (given, _), caption, log_prob in zip(opened, captions, log_probs, strict=True):
+                    yield CaptionedImage(given, caption, log_prob)
+            bar.update(len(batch))
+
+
+def _opened(batch: list[tuple[int, Any]], on_bad_image: str) -> list[tuple[Any, Image.Image]]:
+    """The images of a batch as given and opened, those that do not open left out if that is wanted."""
+    opened = []
+    for number, given in batch:
+        try:
+            opened.append((given, open_numbered(given, number)))
+        except BadImageError as error:
+            if on_bad_image == "raise":
+                raise
+            logger.warning("skipped: %s", error)
+    return opened
+
+
+def _written(
+    captioner: Captioner, pictures: list[Image.Image], scored: bool, arguments: dict[str, Any]
+) -> tuple[list[str], list[float] | list[None]]:
+    """The captions of RGB images, and their likelihoods if these are wanted.
+
+    The modes of the model and of autograd are set for the call alone: a stream may be left at any image.
+    """
+    base, processor = captioner.base_model, captioner.processor
     with evaluation_mode(base), torch.no_grad():
-        with tqdm(total=_length(items), desc="captions", disable=not progress) as bar:
-            for batch in _batches(items, batch_size):
-                opened = [open_numbered(image, len(captions) + offset) for offset, image in enumerate(batch)]
-                inputs = captioner.placed(processor.process_images(opened))
-                sequences = captioner.generate(inputs, **arguments)  # (n_images, n_tokens)
-                captions += processor.decode(sequences, stops)
-                bar.update(len(batch))
-    return captions
+        inputs = captioner.placed(processor.process_images(pictures))
+        captions = processor.decode(captioner.generate(inputs, **arguments), _stops(captioner, arguments))
+        return captions, _log_probs(captioner, inputs, captions) if scored else [None] * len(captions)
+
+
+def _log_probs(captioner: Captioner, inputs: Images, captions: list[str]) -> list[float]:
+    """The likelihood of each caption as training and self-retrieval score it: of its text, tokenized anew."""
+    tokenized = captioner.processor.tokenize(captions)
+    if any(tokenized.cut):
+        logger.warning(
+            "%d captions have more than the %s tokens that can be scored, and only these are",
+            sum(tokenized.cut),
+            captioner.processor.max_caption_tokens,
+        )
+    batch = caption_batch(tokenized.input_ids, range(len(captions)), captioner.device)
+    scores: list[float] = captioner.log_probs(captioner.model, inputs, batch).tolist()
+    return scores
 
 
 def describe_decoding(processor: CaptionProcessor, generate_kwargs: dict[str, Any]) -> str:
     """Say in words how :func:`caption_images` decodes with these arguments."""
     if "generation_config" in generate_kwargs:
         return "captions generated by a generation_config of the user's"
-    arguments = _generate_arguments(processor, generate_kwargs)
+    arguments = _chosen_arguments(processor, generate_kwargs)
     beams = arguments.pop("num_beams")
     ways = {
         (False, True): "greedily",
@@ -107,15 +234,22 @@ def describe_decoding(processor: CaptionProcessor, generate_kwargs: dict[str, An
     return f"captions generated {way}, {others}{asked}"
 
 
-def _with_generate(model: nn.Module) -> Any:
-    """The transformers model itself, adapters of PEFT inside of it; ``Any``, as ``generate`` types its ``self``."""
+def _with_generate(model: nn.Module) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not (isinstance(base, PreTrainedModel) and base.can_generate()):
         raise TypeError(f"Got a {type(base).__name__}. Captions need a transformers model that has generate().")
-    return base
 
 
-def _generate_arguments(processor: CaptionProcessor, given: dict[str, Any]) -> dict[str, Any]:
+def generate_arguments(captioner: Captioner, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of :meth:`Captioner.generate` for those that were given to :func:`caption_images`."""
+    arguments = _chosen_arguments(captioner.processor, given)
+    if "generation_config" not in given:
+        arguments.setdefault("eos_token_id", captioner.stop_token_ids)
+    return arguments
+
+
+def _chosen_arguments(processor: CaptionProcessor, given: dict[str, Any]) -> dict[str, Any]:
+    """How captions are decoded; where they stop is up to the captioner."""
     arguments = dict(given)
     if "generation_config" not in given:
         arguments = {"num_beams": NUM_BEAMS, "do_sample": False, **arguments}

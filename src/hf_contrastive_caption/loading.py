@@ -6,21 +6,147 @@ import os
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from peft import PeftConfig, PeftModel
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     BaseImageProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import has_file
 
 import hf_contrastive_caption.models  # noqa: F401  # registers the paper's models with the Auto classes
+from hf_contrastive_caption.captioners.base import Captioner
+from hf_contrastive_caption.captioners.registry import (
+    captioner_for,
+    has_captioner,
+    prompt_or,
+    takes_prompt,
+    unknown_captioner,
+)
 
 _WHERE_FROM = ("revision", "cache_dir", "token", "local_files_only", "force_download", "trust_remote_code")
 """Arguments of ``from_pretrained`` that hold for the files beside the weights as well."""
+
+_ADAPTER = "adapter_config.json"
+_OWN_PROCESSING = ("preprocessor_config.json", "processor_config.json")
+"""Files of which a folder with an image processor, or with a whole processor, has one."""
+
+
+def load_captioner(
+    name: str | os.PathLike[str],
+    *,
+    processing_class: Any = None,
+    prompt: str | None = None,
+    otherwise: str | None = None,
+    device: torch.device | str | None = "auto",
+    **model_init_kwargs: Any,
+) -> Captioner:
+    """The captioner in a folder or a repository: model, adapter if it is one, tokenizer and image processor.
+
+    Args:
+        name: Repository on the Hub or folder; one with an ``adapter_config.json`` is loaded through PEFT onto the
+            base model that this names, with the base's processing if it has none of its own.
+        processing_class: Tokenizer and image processor in place of those that lie beside the weights.
+        prompt: What a chat model is asked; the prompt that was saved with it if not given.
+        otherwise: What it is asked if there is neither.
+        device: Where the model is put; ``"auto"`` for this process's GPU if there is one, ``None`` to leave it where
+            ``from_pretrained`` puts it.
+        **model_init_kwargs: Arguments of ``from_pretrained``, see :func:`load_model`.
+
+    Raises:
+        ValueError: If there is no such folder, or no model in it.
+        OSError: If there is no such repository, or it may not be read.
+        TypeError: If it is no captioner of a known family.
+    """
+    name = os.fspath(name)
+    _check_name(name)
+    where = _where_from(model_init_kwargs)
+    adapter = _has_file(name, _ADAPTER, where)
+    source, base_kwargs = name, model_init_kwargs
+    if adapter:
+        source, base_kwargs = _base_of(name, where, model_init_kwargs)
+    elif os.path.isdir(name) and not os.path.isfile(os.path.join(name, CONFIG_NAME)):
+        raise ValueError(_no_model(name))
+    config = _config(source, base_kwargs)
+    if not has_captioner(config):
+        raise TypeError(unknown_captioner(config, source))
+    model: Any = load_model(source, **base_kwargs)
+    if adapter:
+        model = PeftModel.from_pretrained(model, name, **where)
+    if processing_class is None:
+        own = not adapter or any(_has_file(name, file, where) for file in _OWN_PROCESSING)
+        beside, kwargs = (name, model_init_kwargs) if own else (source, base_kwargs)
+        processing_class = load_processing(beside, whole=takes_prompt(model), **kwargs)
+    if device is not None and "device_map" not in model_init_kwargs:
+        model.to(PartialState().device if device == "auto" else device)
+    asked = prompt_or(prompt, model, processing_class, otherwise)
+    return captioner_for(model.eval(), processing_class, prompt=asked)
+
+
+def _config(name: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, **_where_from(kwargs))
+    except OSError as error:  # without a connection it does not say of what
+        raise OSError(f"{name} cannot be loaded. {error}") from error
+    return config
+
+
+def _base_of(name: str, where: dict[str, Any], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The base model that an adapter names, and the arguments with which it is loaded."""
+    config = PeftConfig.from_pretrained(name, **where)
+    base = config.base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"{name} is an adapter that does not say to which model it belongs; load the model yourself and pass "
+            "captioner_for(PeftModel.from_pretrained(model, folder), processing_class)"
+        )
+    if not os.path.exists(base) and not is_repository(base):
+        raise ValueError(
+            f"{name} is an adapter of the model in the folder {base}, which is not here; set "
+            f"base_model_name_or_path in its {_ADAPTER} to where the model is"
+        )
+    kwargs = {key: value for key, value in given.items() if key not in ("revision", "force_download")}
+    return base, {**kwargs, **({} if config.revision is None else {"revision": config.revision})}
+
+
+def _check_name(name: str) -> None:
+    if os.path.isfile(name):
+        raise ValueError(f"{name} is a file; give the folder in which a model was saved, or the name of a repository")
+    if not os.path.isdir(name) and not is_repository(name):
+        raise ValueError(f"{name} is neither a folder nor the name of a repository on the Hub, such as 'me/my-model'")
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name that is no folder could be one on the Hub."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _no_model(folder: str) -> str:
+    found = sort_checkpoints(folder)
+    hint = f"; its newest checkpoint is {found[-1]}" if found else ""
+    return (
+        f"the folder {folder} holds no model: neither {CONFIG_NAME} nor {_ADAPTER} is in it. A trainer writes them "
+        f"with save_model(){hint}"
+    )
+
+
+def _where_from(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key in _WHERE_FROM}
+
+
+def _has_file(name: str, file: str, where: dict[str, Any]) -> bool:
+    known = ("revision", "token", "local_files_only", "cache_dir")
+    return bool(has_file(name, file, **{key: value for key, value in where.items() if key in known}))
 
 
 def load_model(name: str, **model_init_kwargs: Any) -> PreTrainedModel:
@@ -61,7 +187,7 @@ def load_processing(
         whole: Load the one processor of a chat model, which also knows how a prompt is written.
         **model_init_kwargs: As for :func:`load_model`; those that say where files come from are used.
     """
-    where = {key: value for key, value in model_init_kwargs.items() if key in _WHERE_FROM}
+    where = _where_from(model_init_kwargs)
     if whole:
         processor: ProcessorMixin = AutoProcessor.from_pretrained(name, **where)
         return processor

@@ -67,6 +67,8 @@ class TestTextAlone:
         with pytest.raises(
             ValueError, match=rf"{tmp_path} is no model that AutoModelForImageTextToText loads.*object"
         ):
+            load_model(str(tmp_path))
+        with pytest.raises(TypeError, match=rf"{tmp_path} reads text alone"):
             as_captioner(tmp_path)
 
 

@@ -20,6 +20,7 @@ from hf_contrastive_caption.captioners.determinism import (
     norms_with_statistics,
     restore_dropout,
 )
+from hf_contrastive_caption.captioners.front import FrontDoor
 from hf_contrastive_caption.captioners.packing import DecoderRows, sum_by_caption
 from hf_contrastive_caption.captioners.settings import setting, to_dtype, token_ids
 from hf_contrastive_caption.captioners.tries import PrefixTrie
@@ -38,7 +39,7 @@ TrieScorer = Callable[[PrefixTrie], Tensor]
 """Scores the edges of a trie for the images that it was made for: ln p of each, (n_images, n_edges)."""
 
 
-class Captioner(ABC):
+class Captioner(FrontDoor, ABC):
     """A thin adapter around a captioning model; it owns alignment, start and end tokens, and the layout of captions.
 
     Made by :func:`captioner_for`. One family of models has one subclass, which says how captions and images become
@@ -176,8 +177,12 @@ class Captioner(ABC):
             Token ids, (n_images, n_tokens), without a prompt.
         """
         model: Any = self.base_model  # generate types its self
-        sequences: Tensor = model.generate(**images, **arguments)
+        sequences: Tensor = model.generate(**images, **self.own_arguments(arguments))
         return sequences
+
+    def own_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What the model's own ``generate`` takes in place of the arguments of :meth:`generate`."""
+        return arguments
 
     @property
     def stop_token_ids(self) -> list[int]:

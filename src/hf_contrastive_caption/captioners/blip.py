@@ -14,7 +14,6 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_contrastive_caption.captioners.batch import Images
 from hf_contrastive_caption.captioners.cross_attention import CrossAttentionCaptioner
 from hf_contrastive_caption.captioners.settings import (
     check_vocabulary,
@@ -80,18 +79,18 @@ class BlipCaptioner(CrossAttentionCaptioner):
         """See :attr:`Captioner.stop_token_ids`; BLIP's generate knows no other one."""
         return [self.processor.end_token_id]
 
-    def generate(self, images: Images, **arguments: Any) -> Tensor:
-        """See :meth:`Captioner.generate`; BLIP stops at its own separator and pads with its own padding.
+    def own_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`Captioner.own_arguments`; BLIP stops at its own separator and pads with its own padding.
 
         Raises:
             ValueError: If ``eos_token_id`` is another one.
         """
         stop = self.base_model.config.text_config.sep_token_id
-        end = arguments.pop("eos_token_id", stop)
+        end = arguments.get("eos_token_id", stop)
         if end not in (stop, [stop]):
             raise ValueError(
                 f"eos_token_id is {end}, but BLIP's generate() stops at text_config.sep_token_id = {stop}; leave "
                 "eos_token_id out, or set it there"
             )
-        arguments.pop("pad_token_id", None)  # what is behind the end is not read
-        return super().generate(images, **arguments)
+        # What is behind the end is not read.
+        return {name: value for name, value in arguments.items() if name not in ("eos_token_id", "pad_token_id")}

@@ -207,6 +207,21 @@ def has_captioner(config: PreTrainedConfig) -> bool:
     return any(config_class in _CAPTIONERS for config_class in type(config).__mro__)
 
 
+def unknown_captioner(config: PreTrainedConfig, name: str) -> str:
+    """What is said of a model of no known family, by the name of its class or where it lies."""
+    known = ", ".join(sorted(config_class.__name__ for config_class in _CAPTIONERS))
+    if reads_text_alone(config):
+        return (
+            f"{name} reads text alone, and captions are of images; give an image captioner (known are those with "
+            f"{known}), or make a language model with cross-attention (GPT-2, BERT) the decoder of one with "
+            "VisionEncoderDecoderModel.from_encoder_decoder_pretrained, and train it"
+        )
+    return (
+        f"no captioner is known for {name} with a {type(config).__name__}; known are {known}. For a model of your own "
+        "call register_captioner(config_class, SimpleCaptioner), or register a class that says more"
+    )
+
+
 def _processor(
     captioner_class: type[Captioner], model: PreTrainedModel, processing_class: Any, prompt: str | None
 ) -> CaptionProcessor:
@@ -255,15 +270,4 @@ def _captioner_class(model: PreTrainedModel) -> type[Captioner]:
                     f"{' or '.join(one.__name__ for one in served)}. Load it with AutoModelForImageTextToText"
                 )
             return captioner_class.for_model(model)
-    known = ", ".join(sorted(config_class.__name__ for config_class in _CAPTIONERS))
-    if reads_text_alone(model.config):
-        raise TypeError(
-            f"{type(model).__name__} reads text alone, and captions are of images; give an image captioner (known are "
-            f"those with {known}), or make a language model with cross-attention (GPT-2, BERT) the decoder of "
-            "one with VisionEncoderDecoderModel.from_encoder_decoder_pretrained, and train it"
-        )
-    raise TypeError(
-        f"no captioner is known for {type(model).__name__} with a {type(model.config).__name__}; known are {known}. "
-        "For a model of your own call register_captioner(config_class, SimpleCaptioner), or register a class "
-        "that says more"
-    )
+    raise TypeError(unknown_captioner(model.config, type(model).__name__))

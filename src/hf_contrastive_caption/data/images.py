@@ -11,7 +11,7 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+IMAGE_ENDINGS = frozenset(
+    ".apng .avif .bmp .gif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+"""Endings of the names of files that are taken for images in a folder."""
 
 
 class BadImageError(ValueError):
@@ -90,7 +95,7 @@ def iterate_images(images: Any) -> Iterable[Any]:
     Raises:
         TypeError: For anything that holds no images.
     """
-    if isinstance(images, (Image.Image, str, bytes, bytearray, dict, os.PathLike)):
+    if is_one_image(images):
         return [images]
     if isinstance(images, Iterable):
         return images
@@ -98,6 +103,29 @@ def iterate_images(images: Any) -> Iterable[Any]:
         f"Got a {type(images).__name__} as images. Accepted: a PIL image, a path or address, the bytes of a file, a "
         "list of these, or the image column of a data set, as in dataset['image']."
     )
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether a value stands for one image, and not for any number of them."""
+    return isinstance(images, (Image.Image, str, bytes, bytearray, dict, os.PathLike))
+
+
+def image_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The image files in a folder and the folders in it, by their endings, in the order of their names.
+
+    The names of one folder at a time are held. What begins with a dot is passed over.
+
+    Raises:
+        ValueError: If there is no such folder.
+    """
+    top = Path(folder)
+    if not top.is_dir():
+        raise ValueError(f"there is no folder {str(top)!r}")
+    for path, folders, names in os.walk(top):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS:
+                yield Path(path) / name
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -107,6 +107,7 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
         if pad_to < 1:
             raise ValueError(f"pad_to={pad_to}; give the number of examples in a batch of all processes, at least 1.")
         _check_parts(dataset, evaluation, pad_to, repeat, process_index, num_processes)
+        self.source = dataset
         self.columns = _columns(dataset, image_column, caption_columns, image_id_column)
         self.processors = tuple(processors)
         self.num_negatives = num_negatives

@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES
-from hf_contrastive_caption.captioners.registry import prompt_or, takes_prompt
+from hf_contrastive_caption.captioners.registry import prompt_or
 from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
@@ -29,7 +29,7 @@ from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks, rival_images
 from hf_contrastive_caption.evaluation.retrieval.retrievers import Retriever
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import RECALL_AT, check_retrieval, self_retrieval
-from hf_contrastive_caption.loading import load_model, load_processing
+from hf_contrastive_caption.loading import load_captioner
 
 DEFAULT_METRICS = ("cider_d", "bleu", "meteor", "rouge_l")
 SIMILAR_IMAGES = 5
@@ -205,14 +205,7 @@ def as_captioner(
             )
         return model
     if isinstance(model, (str, PathLike)):
-        name = os.fspath(model)
-        if not os.path.exists(name) and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-            raise ValueError(
-                f"{name} is neither a folder nor the name of a repository on the Hub, such as 'me/my-model'"
-            )
-        loaded = load_model(name)
-        processing = processing_class or load_processing(name, whole=takes_prompt(loaded))
-        return captioner_for(loaded, processing, prompt=prompt_or(prompt, loaded, processing, otherwise))
+        return load_captioner(model, processing_class=processing_class, prompt=prompt, otherwise=otherwise)
     if processing_class is None:
         raise TypeError(
             f"Got a {type(model).__name__} without its tokenizer and image processor; pass processing_class="
