@@ -31,6 +31,7 @@ def python_blocks(page: Path) -> list[str]:
         "docs/evaluation.md",
         "docs/metrics.md",
         "docs/report.md",
+        "docs/hub.md",
         "docs/paper_models.md",
         "docs/own_captioner.md",
     ],
@@ -42,6 +43,8 @@ def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     captioner_for(model, processing).processor.save_pretrained(tmp_path / "tiny")
     tiny.caption_dataset().to_parquet(tmp_path / "train.parquet")
     tiny.images(1)[0].save(tmp_path / "photo.jpg")
+    (tmp_path / "photographs").mkdir()
+    tiny.images(1)[0].save(tmp_path / "photographs" / "1.png")
     blocks = python_blocks(ROOT / page)
     assert blocks
     names: dict[str, object] = {}

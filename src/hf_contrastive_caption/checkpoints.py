@@ -71,6 +71,10 @@ class AtomicCheckpoints(Trainer):
                 yet. ``None`` for a training from the start.
         """
 
+    def checkpoints_in_use(self) -> list[str]:
+        """For subclasses: checkpoints that must stay for now, however many there may be."""
+        return []
+
     # Starting --------------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -138,7 +142,8 @@ class AtomicCheckpoints(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save and (self.args.save_total_limit or 0) > 0:
-            rotate(run, self.args.save_total_limit, [final, self.state.best_model_checkpoint])
+            kept = [final, self.state.best_model_checkpoint, *self.checkpoints_in_use()]
+            rotate(run, self.args.save_total_limit, kept)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is None:  # else Trainer asks too early
@@ -159,6 +164,7 @@ class AtomicCheckpoints(Trainer):
         """With ``save_total_limit=1`` Trainer ends by deleting all but the best, file by file; so do it before."""
         best = self.state.best_model_checkpoint
         if self.args.should_save and self.args.save_total_limit == 1 and best is not None and os.path.isdir(best):
+            self._finish_current_push()  # Trainer waits for it too late
             rotate(Path(self._get_output_dir(trial)), 1, [best])
         output: TrainOutput = super()._finalize_training(trial, *args, **kwargs)  # type: ignore[no-untyped-call]
         return output

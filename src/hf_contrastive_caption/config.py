@@ -194,6 +194,10 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             )
         accelerator_config.dispatch_batches = False  # Accelerate's default for streams is True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the token: ``Trainer`` pickles its arguments beside the model, and uploads the file."""
+        return {**self.__dict__, "hub_token": None}
+
     @property
     def score_weights(self) -> dict[str, float]:
         """The weights in :attr:`eval_score`, by measure."""

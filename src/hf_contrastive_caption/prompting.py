@@ -75,7 +75,7 @@ class PromptProcessor(CaptionProcessor):
         features = read(
             images=[[image] for image in images],
             text=[self.question] * len(images),
-            add_special_tokens=not self._starts_itself(),
+            add_special_tokens=not self.starts_itself(),
             padding=True,
             padding_side="left",
             return_tensors="pt",
@@ -107,7 +107,7 @@ class PromptProcessor(CaptionProcessor):
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def _starts_itself(self) -> bool:
+    def starts_itself(self) -> bool:
         """Whether the template writes the token with which the tokenizer would begin a text."""
         start = self.tokenizer.bos_token
         return start is not None and self.question.startswith(start)

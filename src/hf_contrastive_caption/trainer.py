@@ -19,7 +19,6 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 
 from hf_contrastive_caption.captioners import Captioner
-from hf_contrastive_caption.checkpoints import AtomicCheckpoints
 from hf_contrastive_caption.checks import check_equal_models, check_no_noise, describe_not_finite
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.construction import (
@@ -40,6 +39,7 @@ from hf_contrastive_caption.data.bucketing import LengthBucketSampler
 from hf_contrastive_caption.data.collator import Batch
 from hf_contrastive_caption.data.loader import own_part_loader
 from hf_contrastive_caption.data.sampler import EpochSampler
+from hf_contrastive_caption.hub.publishing import HubPublishing
 from hf_contrastive_caption.objectives import ContrastiveObjective, MLEObjective, Objective, ObjectiveOutput
 from hf_contrastive_caption.precomputed import ComputedAhead, training_epochs
 from hf_contrastive_caption.reference import Reference
@@ -52,7 +52,7 @@ from hf_contrastive_caption.sharding import adapt_fsdp_plugin
 logger = logging.getLogger(__name__)
 
 
-class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
+class ContrastiveCaptionTrainer(HubPublishing, Reporting):
     """Trains a captioner to say what is true of *this* image: contrastive captioning, Dai and Lin (NIPS 2017).
 
     Each caption of an image is scored by the model that is trained, the *target*, and by a frozen *reference*; the
@@ -139,6 +139,7 @@ class ContrastiveCaptionTrainer(AtomicCheckpoints, Reporting):
         )
         if self.is_fsdp_enabled:
             adapt_fsdp_plugin(self.accelerator.state.fsdp_plugin, self.captioner.model)
+        self._note_origins(model, reference_model)
         self._refresh = self._replace_reference()
         self._ahead = ComputedAhead(self.captioner, self.reference, args, self.accelerator)
         for data in [self.train_dataset, *self._evaluation_sets()]:

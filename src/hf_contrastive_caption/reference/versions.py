@@ -39,6 +39,11 @@ class ReferenceVersions:
         self._names = self._named()
         self._initial = self._names[1]
 
+    @property
+    def initial(self) -> str:
+        """The digest of the reference with which the run began."""
+        return self._initial
+
     def restore(self, checkpoint: str | Path) -> None:
         """Bring the reference to where it was at a checkpoint.
 

@@ -1,0 +1,196 @@
+"""What a trainer knows of the model that it made, as plain values for the model card."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import try_to_load_from_cache
+from peft import PeftModel
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+from transformers.utils import CONFIG_NAME
+
+from hf_contrastive_caption.captioners import Captioner
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.generation import generate_arguments
+from hf_contrastive_caption.loading import is_repository
+from hf_contrastive_caption.prompting import PromptProcessor
+
+
+class Origin(NamedTuple):
+    """Where a model or a data set came from.
+
+    Attributes:
+        name: What it is called; of a local folder only the last part. ``None`` for one that was made in memory.
+        repository: Its id on the Hub, if it came from there.
+        revision: The commit, if it is known.
+    """
+
+    name: str | None
+    repository: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How the model is used with transformers alone.
+
+    Attributes:
+        model_class: Class of the model.
+        imports: A module that must be imported first, for models that transformers does not have.
+        question: What a chat model is asked, as its template writes it; ``None`` for a family without prompts.
+        special_tokens: Whether the tokenizer adds its own special tokens to the question.
+        behind_prompt: Whether ``generate`` gives the caption behind the prompt.
+        arguments: Arguments of ``generate``.
+    """
+
+    model_class: str
+    imports: str | None
+    question: str | None
+    special_tokens: bool
+    behind_prompt: bool
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What is known of a training.
+
+    Attributes:
+        captioner: The classes that the captioner consists of.
+        adapter: The kind of PEFT adapter, if it is one.
+        tuned: What was tuned.
+        reference: What it was tuned against; ``None`` for maximum likelihood.
+        reference_description: How the reference was held.
+        reference_digest: A hash of all that the reference computes with, if a training has begun.
+        objective: ``"contrastive"`` or ``"mle"``.
+        loss: The settings of the loss, in words and values.
+        settings: The other settings.
+        steps: Steps that were taken.
+        data: The training data.
+        data_license: Its licence, if the data set knows it.
+        prompt: What a chat model is asked.
+        usage: How it is used.
+        log_history: What was logged.
+        versions: Of the libraries.
+    """
+
+    captioner: str
+    adapter: str | None
+    tuned: Origin
+    reference: Origin | None
+    reference_description: str | None
+    reference_digest: str | None
+    objective: str
+    loss: Sequence[tuple[str, Any]]
+    settings: Sequence[tuple[str, Any]]
+    steps: int
+    data: Origin
+    data_license: str | None
+    prompt: str | None
+    usage: Usage
+    log_history: Sequence[Mapping[str, Any]] = field(repr=False)
+    versions: Sequence[tuple[str, str]]
+
+
+def model_origin(captioner: Captioner, given: Any, model_init_kwargs: Any = None) -> Origin:
+    """Where a captioner came from.
+
+    Args:
+        captioner: The captioner.
+        given: What the user passed: a name or a model.
+        model_init_kwargs: With what a name was loaded.
+    """
+    by_name = isinstance(given, (str, os.PathLike))
+    name = os.fspath(given) if by_name else captioner.base_model.name_or_path
+    if not name:
+        return Origin(None)
+    kwargs = model_init_kwargs if isinstance(model_init_kwargs, dict) else {}
+    cached = None
+    if is_repository(name) and not os.path.exists(name):
+        # A folder that has moved looks like a repository; what came from the Hub is in its cache.
+        cached = try_to_load_from_cache(
+            name, CONFIG_NAME, cache_dir=kwargs.get("cache_dir"), revision=kwargs.get("revision")
+        )
+    if not isinstance(cached, str):
+        return Origin(Path(name).absolute().name)
+    # Of a model that was passed as an object nobody knows from which revision it was loaded.
+    return Origin(name, name, Path(cached).parent.name if by_name else None)
+
+
+def data_origin(dataset: Any) -> tuple[Origin, str | None]:
+    """Where a data set of the library datasets came from, and its licence."""
+    info = getattr(dataset, "info", None)
+    if info is None:
+        return Origin(None), None
+    for address in info.download_checksums or ():
+        found = re.match(r"hf://datasets/([^@]+)@(\w+)/", address)
+        if found:
+            return Origin(found[1], found[1], found[2]), info.license or None
+    return Origin(None), info.license or None
+
+
+def usage_of(captioner: Captioner) -> Usage:
+    """How a captioner is used with transformers alone."""
+    base, processor = captioner.base_model, captioner.processor
+    module = type(base).__module__
+    text = base.config.get_text_config(decoder=True)
+    prompted = processor if isinstance(processor, PromptProcessor) else None
+    return Usage(
+        model_class=type(base).__name__,
+        imports=None if module.startswith("transformers.") else module.rpartition(".")[0] or module,
+        question=None if prompted is None else prompted.question,
+        special_tokens=prompted is not None and not prompted.starts_itself(),
+        behind_prompt=prompted is not None and not getattr(text, "is_encoder_decoder", False),
+        arguments=captioner.own_arguments(generate_arguments(captioner, {})),
+    )
+
+
+def loss_settings(args: ContrastiveCaptionConfig) -> list[tuple[str, Any]]:
+    """The settings of the loss."""
+    if args.objective == "mle":
+        return []
+    return [
+        ("negatives for each caption, K", args.num_negatives),
+        ("weight of negatives against positives, ν", args.noise_ratio),
+        ("scale of the log-ratio, β", args.beta),
+        ("terms of the loss", args.loss_terms),
+    ]
+
+
+def training_settings(args: ContrastiveCaptionConfig, epochs: float | None) -> list[tuple[str, Any]]:
+    """The settings of the training, apart from the loss."""
+    accumulated, processes = args.gradient_accumulation_steps, args.world_size
+    whole = args.per_device_train_batch_size * accumulated * processes
+    named = {
+        "images in a step": f"{whole} ({args.per_device_train_batch_size} × {accumulated} accumulation steps × "
+        f"{processes} processes)",
+        "captions of an image in an epoch": args.captions_per_image,
+        "epochs": None if epochs is None else f"{epochs:.3g}",
+        "learning rate": f"{args.learning_rate:g}, {SchedulerType(args.lr_scheduler_type).value}",
+        "weight decay": args.weight_decay,
+        "optimizer": OptimizerNames(args.optim).value,
+        "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
+        "vision encoder": "frozen" if args.freeze_vision_encoder else None,
+        "reference replaced every": args.reference_refresh,
+        "seed": args.seed,
+    }
+    return [(name, value) for name, value in named.items() if value is not None]
+
+
+def library_versions() -> list[tuple[str, str]]:
+    """Versions of the libraries that a model was made with."""
+    return [(name, version(name)) for name in ("hf-contrastive-caption", "transformers", "torch", "datasets", "peft")]
+
+
+def adapter_kind(captioner: Captioner) -> str | None:
+    """The kind of adapter that a captioner's model has, ``"LORA"`` for one."""
+    if not isinstance(captioner.model, PeftModel):
+        return None
+    return str(captioner.model.active_peft_config.peft_type.value)
