@@ -177,7 +177,7 @@ class Reporting(Seq2SeqTrainer):
 
     def compare_with_reference(
         self,
-        dataset: datasets.Dataset | None = None,
+        dataset: datasets.Dataset | EvaluationImages | None = None,
         folder: str | PathLike[str] | None = None,
         *,
         shown: int = SHOWN,
@@ -186,7 +186,8 @@ class Reporting(Seq2SeqTrainer):
         """Compare the model as it is now with its reference: numbers, and images with both captions.
 
         Args:
-            dataset: One split with images and captions; ``eval_dataset`` if not given.
+            dataset: One split with images and captions, or what :func:`evaluation_images` made of it;
+                ``eval_dataset`` if not given.
             folder: Where to write the page; nowhere if not given.
             shown: How many images the page shows at most.
             **options: Other arguments of :func:`evaluate_captioner`, such as ``k`` and ``metrics``.
@@ -218,7 +219,9 @@ class Reporting(Seq2SeqTrainer):
             logger.info("the comparison with the reference is in %s", comparison.save(folder))
         return comparison
 
-    def _images_to_compare(self, dataset: datasets.Dataset | None) -> EvaluationImages:
+    def _images_to_compare(self, dataset: datasets.Dataset | EvaluationImages | None) -> EvaluationImages:
+        if isinstance(dataset, EvaluationImages):
+            return dataset
         if dataset is not None:
             args = self.args
             return evaluation_images(dataset, args.image_column, args.caption_columns, args.image_id_column)

@@ -72,9 +72,29 @@ def test_a_file_and_words_do_what_the_trainer_does_in_python(place, tmp_path, ca
         assert f"step {step} of 2: loss {loss[step - 1]:.3f}" in shown
     assert "step 2 of 2, evaluation: loss" in shown and "recall@1" in shown
     assert f"contrastive-caption caption photo.jpg --model {out}" in shown
+    page = out / "_report" / "index.html"
+    assert f"open {page} in a browser" in shown
+    assert page.read_text(encoding="utf-8").count("<article") == 6
     state = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "eval_recall_at_1" in entry] == [2]
     assert run("caption", place / "data", "--model", out) == 2  # parquet files are no images
+
+
+@pytest.mark.parametrize(
+    ("words", "images"),
+    [((), 6), (("--report-images", 4), 4), (("--report-images", 0), 0), (("--objective", "mle"), 0)],
+)
+def test_the_page_at_the_end(place, tmp_path, capsys, words, images):
+    out = tmp_path / "out"
+    assert run("train", *needed(place, out), "--max-steps", 1, *words) == 0
+    shown = capsys.readouterr().out
+    page = out / "_report" / "index.html"
+    assert page.exists() == (images > 0)
+    if images:
+        assert page.read_text(encoding="utf-8").count("<article") == images
+        assert "16 rows of the split 'train', compared on 6 of 'validation'" in shown
+    else:
+        assert ("contrastive-caption compare" in shown) == ("mle" not in words)
 
 
 def test_an_adapter(place, tmp_path, capsys):
@@ -99,7 +119,7 @@ def test_an_adapter(place, tmp_path, capsys):
         (["--lora-alpha", "8"], 2, "say its rank with --lora-r"),
         (["--lora-r", "0"], 2, "a rank is at least 1"),
         (["--num-processes", "2"], 2, "--accelerate-config with it"),
-        (["--eval-split", "validation"], 2, "add --eval-strategy"),
+        (["--eval-split", "validation", "--report-images", "0"], 2, "add --eval-strategy"),
         (["--resume", "--resume-from-checkpoint", "x"], 2, "say the same"),
         (["--train-split", "dev"], 1, "there is no split 'dev'"),
         (["--eval-strategy", "epoch", "--eval-split", "dev"], 1, "there is no split 'dev'"),

@@ -26,6 +26,9 @@ from hf_contrastive_caption.cli.train_progress import TrainProgress
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.console import CommandConsole, no_other_progress_bars
 from hf_contrastive_caption.data.files import choose_split, load_splits
+from hf_contrastive_caption.evaluation.images import evaluation_images
+from hf_contrastive_caption.evaluation.report import report_rows
+from hf_contrastive_caption.hub import CardContent
 from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
 
 _LAUNCHED = "CONTRASTIVE_CAPTION_LAUNCHED"
@@ -106,10 +109,13 @@ def _check_run(run: RunOptions, config: dict[str, Any]) -> None:
         raise WrongUseError(f"--lora-r is {run.lora_r}, but a rank is at least 1")
     if run.num_processes is not None and (run.accelerate_config is None or run.num_processes < 1):
         raise WrongUseError("--num-processes takes a number of at least 1, and --accelerate-config with it")
-    if run.eval_split is not None and not _evaluates(config):
+    if run.eval_split is not None and not _evaluates(config) and not run.report_images:
         raise WrongUseError(
             "--eval-split names what to evaluate on, but nothing is evaluated; add --eval-strategy epoch, or steps"
         )
+    for name in ("report_images", "card_images"):
+        if getattr(run, name) < 0:
+            raise WrongUseError(f"--{name.replace('_', '-')} is {getattr(run, name)}, but must be 0 or more")
     if run.resume and config.get("resume_from_checkpoint"):
         raise WrongUseError("--resume and --resume-from-checkpoint say the same; leave one of them out")
 
@@ -155,6 +161,7 @@ def _run(request: TrainRequest, config: ContrastiveCaptionConfig, console: Comma
             "or delete its checkpoints: those of two runs in one folder cannot be told apart"
         )
     data, evaluation = _load_data(run, config, console)
+    evaluates = _evaluates({"eval_strategy": config.eval_strategy, "eval_on_start": config.eval_on_start})
     stop = StopOnInterrupt()
     with stop:
         with console.stage("Loading", 1) as advance:
@@ -162,7 +169,7 @@ def _run(request: TrainRequest, config: ContrastiveCaptionConfig, console: Comma
                 model=str(run.model),
                 args=config,
                 train_dataset=data,
-                eval_dataset=evaluation,
+                eval_dataset=evaluation if evaluates else None,
                 reference_model=run.reference_model,
                 peft_config=_adapter(run),
                 callbacks=[stop],
@@ -173,31 +180,58 @@ def _run(request: TrainRequest, config: ContrastiveCaptionConfig, console: Comma
             trainer.add_callback(TrainProgress(console, advance))
             trainer.train(resume_from_checkpoint=resume)
         if not stop.stopped:
-            trainer.save_model()
+            trainer.save_model(_internal_call=True)  # as Trainer itself does before it pushes
     if stop.stopped:
         console.say(f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.")
         _say_how_to_go_on(request, folder, console)
         return INTERRUPTED
-    _say_how_to_use(request, config, console)
+    page = _compare(trainer, run, evaluation, console)
+    if config.push_to_hub:
+        trainer.push_to_hub()
+    _say_how_to_use(request, config, page, console)
     return 0
+
+
+def _compare(
+    trainer: ContrastiveCaptionTrainer, run: RunOptions, evaluation: datasets.Dataset | None, console: CommandConsole
+) -> Path | None:
+    """Compare with the reference where that is possible in this process; the page, and what the model card gets."""
+    reference = trainer.reference
+    if not run.report_images or evaluation is None or reference is None or not reference.in_memory:
+        return None
+    if trainer.args.world_size > 1:
+        return None
+    args = trainer.args
+    images = evaluation_images(evaluation, args.image_column, args.caption_columns, args.image_id_column)
+    chosen = images.sample(run.report_images, args.draw_seed)
+    if len(chosen) < 2:
+        return None
+    folder = Path(str(args.output_dir)) / "_report"  # what begins with _ is not published
+    with console.stage("Comparing with the reference", 1) as advance:
+        comparison = trainer.compare_with_reference(chosen, folder, progress=False)
+        advance(1, f"{len(chosen)} images")
+    trainer.card_content = CardContent.of(comparison, examples=run.card_images)
+    console.table(report_rows([comparison.reference, comparison.target]))
+    return folder / "index.html"
 
 
 def _load_data(
     run: RunOptions, config: ContrastiveCaptionConfig, console: CommandConsole
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The data to train on, and to evaluate on if that is asked for."""
+    """The data to train on, and to evaluate or compare on if that is asked for or can be done."""
     splits = load_splits(str(run.data))
     name, data = choose_split(splits, run.train_split)
     told = f"{len(data):,} rows of the split {name!r}"
     evaluation = None
-    if _evaluates({"eval_strategy": config.eval_strategy, "eval_on_start": config.eval_on_start}):
+    evaluates = _evaluates({"eval_strategy": config.eval_strategy, "eval_on_start": config.eval_on_start})
+    if evaluates or run.eval_split is not None or (run.report_images and "validation" in splits):
         if run.eval_split is None and "validation" not in splits:
             raise ValueError(
                 f"{run.data} has the splits {', '.join(map(str, splits))}, and none called validation to evaluate on; "
                 "name one with --eval-split, or leave --eval-strategy out"
             )
         name, evaluation = choose_split(splits, run.eval_split or "validation")
-        told += f", evaluated on {len(evaluation):,} of {name!r}"
+        told += f", {'evaluated' if evaluates else 'compared'} on {len(evaluation):,} of {name!r}"
     console.say(told, style="dim")
     return data, evaluation
 
@@ -260,11 +294,15 @@ def going_on(words: Sequence[str]) -> list[str]:
     return [*kept, "--resume"]
 
 
-def _say_how_to_use(request: TrainRequest, config: ContrastiveCaptionConfig, console: CommandConsole) -> None:
+def _say_how_to_use(
+    request: TrainRequest, config: ContrastiveCaptionConfig, page: Path | None, console: CommandConsole
+) -> None:
     folder = str(config.output_dir)
     console.say(f"The captioner is in {folder}. To caption with it:")
     console.code(shlex.join(["contrastive-caption", "caption", "photo.jpg", "--model", folder]))
-    if config.objective == "contrastive":
-        console.say("Whether it is better:")
-        words = ["contrastive-caption", "evaluate", folder, "--data", str(request.run.data)]
-        console.code(shlex.join([*words, "--reference", str(request.run.reference_model or request.run.model)]))
+    if page is not None:
+        console.say(f"What changed, image by image and word by word: open {page} in a browser.")
+    elif config.objective == "contrastive":
+        console.say("Whether it is better, on a split that it was not trained on:")
+        words = ["contrastive-caption", "compare", str(request.run.reference_model or request.run.model), folder]
+        console.code(shlex.join([*words, "--data", str(request.run.data)]))

@@ -34,7 +34,20 @@ class RunOptions:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
         default=None,
-        metadata={"help": "Split for evaluations, which --eval-strategy asks for.", "shown": "validation"},
+        metadata={
+            "help": "Split for evaluations, which --eval-strategy asks for, and for the comparison at the end.",
+            "shown": "validation, if there is one",
+        },
+    )
+    report_images: int = field(
+        default=200,
+        metadata={
+            "help": "At the end the captioner is compared with its reference on so many images of the evaluation "
+            "split, drawn by the seed, if there is such a split; 0 for no comparison."
+        },
+    )
+    card_images: int = field(
+        default=12, metadata={"help": "How many of these the model card shows that --push-to-hub publishes."}
     )
     reference_model: str | None = field(
         default=None, metadata={"help": "Another captioner as the reference.", "shown": "the model as it begins"}
@@ -79,13 +92,13 @@ OWN_GROUPS: dict[str, tuple[str, ...]] = {
         "dataloader_num_workers", "seed", "use_cpu", "model_init_kwargs",
     ),
     "Evaluation": (
-        "eval_strategy", "eval_steps", "eval_split", "per_device_eval_batch_size", "eval_captions",
+        "eval_strategy", "eval_steps", "eval_split", "report_images", "per_device_eval_batch_size", "eval_captions",
         "eval_retrieval_pool", "eval_score", "generation_num_beams", "generation_max_length",
         "metric_for_best_model", "load_best_model_at_end",
     ),
     "Logging, checkpoints and the Hub": (
         "logging_steps", "report_to", "run_name", "save_strategy", "save_steps", "save_total_limit", "push_to_hub",
-        "hub_model_id", "hub_private_repo", "hub_strategy",
+        "hub_model_id", "hub_private_repo", "hub_strategy", "card_images",
     ),
 }  # fmt: skip
 """What ``--help`` shows, in this order."""
