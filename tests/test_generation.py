@@ -59,6 +59,11 @@ def test_arguments_of_generate_pass_through(model, processor):
     assert caption_images(model, processor, images, num_beams=2, max_length=4) == expected
 
 
+def test_outputs_that_are_no_texts(model, processor):
+    with pytest.raises(ValueError, match="Got return_dict_in_generate=True, but captions are texts here"):
+        caption_images(model, processor, tiny.images(1), return_dict_in_generate=True)
+
+
 def test_a_short_processor_gives_short_captions(model):
     tokenizer, image_processor = tiny.processing()
     short = CaptionProcessor(tokenizer, image_processor, tiny.EOS, max_caption_tokens=3)

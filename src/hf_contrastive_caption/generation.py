@@ -96,8 +96,8 @@ def caption_images(
         One caption for each image, in their order. One image gives a list of one.
 
     Raises:
-        ValueError: If ``batch_size`` is less than 1, several captions per image are asked for, or an image does not
-            open.
+        ValueError: If ``batch_size`` is less than 1, several captions per image or more than texts are asked for, or
+            an image does not open.
         TypeError: If the model cannot generate, or ``images`` is not what is accepted.
     """
     _with_generate(model)
@@ -143,6 +143,10 @@ def stream_captions(
         raise ValueError(
             f"Got num_return_sequences={generate_kwargs['num_return_sequences']}, but each image gets one caption "
             "here. Call model.generate for more."
+        )
+    if generate_kwargs.get("return_dict_in_generate"):
+        raise ValueError(
+            "Got return_dict_in_generate=True, but captions are texts here. Call model.generate for scores and states."
         )
     arguments = generate_arguments(captioner, generate_kwargs)
     folder = isinstance(images, (str, os.PathLike)) and os.path.isdir(images)

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from hf_contrastive_caption.processing import CaptionProcessor, _digest
+
+logger = logging.getLogger(__name__)
 
 _CAPTION = "hfcontrastivecaption"
 """Stands for a caption where a template is read; no template writes it by itself."""
@@ -42,12 +47,15 @@ class PromptProcessor(CaptionProcessor):
         prompt: What the user asks, or ``None`` for the image alone.
         question: The prompt as the chat template writes it, up to where the caption begins; the image is one token.
         lead: What the template writes between this and a caption, mostly a space or nothing.
+        image_token_id: The token in whose places the model puts its states of the image. Captions are read without
+            it, as the model would look for another image there; captions from the web do contain it.
     """
 
     processor: ProcessorMixin
     prompt: str | None
     question: str
     lead: str = ""
+    image_token_id: int | None = None
 
     @property
     def processing_class(self) -> Any:
@@ -94,6 +102,19 @@ class PromptProcessor(CaptionProcessor):
         return tensors
 
     def _encode(self, captions: Sequence[str]) -> list[list[int]]:
+        encoded = self._encode_behind(captions)
+        found = [number for number, ids in enumerate(encoded) if self.image_token_id in ids]
+        if found:
+            token: Any = self.tokenizer.convert_ids_to_tokens([self.image_token_id])[0]  # type: ignore[list-item]
+            _warn_of_image_token(token, captions[found[0]])
+            # Whatever the case of its letters, which the tokenizer may not look at.
+            texts = [re.sub(re.escape(token), " ", captions[number], flags=re.IGNORECASE) for number in found]
+            again = self._encode_behind([" ".join(text.split()) for text in texts])
+            for number, ids in zip(found, again, strict=True):
+                encoded[number] = ids
+        return encoded
+
+    def _encode_behind(self, captions: Sequence[str]) -> list[list[int]]:
         """The tokens that follow the question when a caption is tokenized behind it."""
         before = self._plain_ids([self.question])[0]
         behind = self._plain_ids([self.question + self.lead + caption for caption in captions])
@@ -130,7 +151,7 @@ class PromptProcessor(CaptionProcessor):
 
     def text_fingerprint(self) -> str:
         """See :meth:`CaptionProcessor.text_fingerprint`; with the question that captions stand behind."""
-        return _digest([super().text_fingerprint(), self.question, self.lead])
+        return _digest([super().text_fingerprint(), self.question, self.lead, self.image_token_id])
 
     def image_fingerprint(self) -> str:
         """See :meth:`CaptionProcessor.image_fingerprint`; with the question that comes with the images."""
@@ -150,7 +171,7 @@ class SuffixProcessor(PromptProcessor):
         """See :meth:`PromptProcessor.process_images`; without labels, which are for captions in the prompt's place."""
         return {name: value for name, value in super().process_images(images).items() if name != "labels"}
 
-    def _encode(self, captions: Sequence[str]) -> list[list[int]]:
+    def _encode_behind(self, captions: Sequence[str]) -> list[list[int]]:
         return self._plain_ids([self.lead + caption for caption in captions])
 
 
@@ -173,6 +194,7 @@ def prompt_processor(
     prompt: str | None,
     stops: Sequence[int],
     max_tokens: int | None,
+    mark: str,
     kind: type[PromptProcessor] = PromptProcessor,
 ) -> PromptProcessor:
     """The processor of a chat model with a prompt.
@@ -182,10 +204,12 @@ def prompt_processor(
         prompt: What the user asks, or ``None``.
         stops: Tokens at which the model stops, the first of them unless the template ends an answer with another.
         max_tokens: Longest caption in tokens.
+        mark: What the processor takes for the place of the image in a text.
         kind: The class to make.
 
     Raises:
-        ValueError: If there is no chat template, it has no place for the image, or the tokenizer has no padding.
+        ValueError: If there is no chat template, it has no place for the image, the prompt has one, or the tokenizer
+            has no padding.
     """
     if processor.chat_template is None:
         raise ValueError(
@@ -199,17 +223,23 @@ def prompt_processor(
             f"the {type(tokenizer).__name__} has no pad_token, and prompts with images of different sizes differ in "
             "length; set tokenizer.pad_token, for example to tokenizer.eos_token"
         )
+    _check_text_alone(prompt, mark)
     content: list[dict[str, str]] = [{"type": "image"}]
     if prompt is not None:
         content.append({"type": "text", "text": prompt})
     asked = [{"role": "user", "content": content}]
     answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": _CAPTION}]}]
-    chat: Any = processor
-    question: str = chat.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-    whole: str = chat.apply_chat_template(answered, add_generation_prompt=False, tokenize=False)
-    lead, tail = "", ""
-    if whole.startswith(question) and _CAPTION in whole:
-        lead, tail = whole[len(question) :].split(_CAPTION, 1)
+    question, whole = _written(processor, asked, ask=True), _written(processor, answered, ask=False)
+    if question.count(mark) != 1:
+        raise ValueError(
+            f"the chat template of the {type(processor).__name__} writes {question.count(mark)} {mark} for a message "
+            f"with one image, and the image stands where it is written once: {question!r}. Set "
+            f"processor.chat_template to one that writes {mark} for each part of the type 'image'"
+        )
+    before, _, tail = whole.partition(_CAPTION)
+    # Some templates write what an answer begins with in two ways ("assistant " and "assistant\n"): then no lead.
+    lead = before.removeprefix(question) if before.startswith(question) else ""
+    question, lead = _space_to_caption(tokenizer, question, lead)
     ends = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in stops]
     return kind(
         tokenizer=tokenizer,
@@ -221,4 +251,94 @@ def prompt_processor(
         prompt=prompt,
         question=question,
         lead=lead,
+    )
+
+
+def suffix_processor(
+    processor: ProcessorMixin,
+    prompt: str | None,
+    stop: int,
+    max_tokens: int | None,
+    mark: str,
+    *,
+    question: str,
+    lead: str = "",
+) -> SuffixProcessor:
+    """The processor of a model that is no chat model: its own processor puts image and prompt together.
+
+    Args:
+        processor: The model's processor.
+        prompt: What the user asks, or ``None``.
+        stop: Token at which the model stops.
+        max_tokens: Longest caption in tokens.
+        mark: What the processor takes for the place of the image in a text.
+        question: The text that the processor is given with the image.
+        lead: What stands between this and a caption.
+
+    Raises:
+        ValueError: If the prompt has a place for an image.
+    """
+    _check_text_alone(prompt, mark)
+    return SuffixProcessor(
+        tokenizer=processor.tokenizer,
+        image_processor=processor.image_processor,
+        end_token_id=stop,
+        max_caption_tokens=max_tokens,
+        add_special_tokens=False,
+        processor=processor,
+        prompt=prompt,
+        question=question,
+        lead=lead,
+    )
+
+
+def _check_text_alone(prompt: str | None, mark: str) -> None:
+    if prompt is not None and mark in prompt:
+        raise ValueError(
+            f"Got prompt={prompt!r}, but a prompt is text alone, and the place of the image is written before it; "
+            f"leave {mark} out"
+        )
+
+
+def _written(processor: ProcessorMixin, messages: list[dict[str, Any]], *, ask: bool) -> str:
+    """Messages as the chat template writes them, and with ``ask`` what an answer begins with."""
+    chat: Any = processor
+    try:
+        text: str = chat.apply_chat_template(messages, add_generation_prompt=ask, tokenize=False)
+    except (TypeError, TemplateError) as error:
+        raise ValueError(
+            f"the chat template of the {type(processor).__name__} cannot write a message whose content is a list of "
+            f"an image and a text ({type(error).__name__}: {error}). Templates of models without images often add "
+            "message['content'] as one text; set processor.chat_template to one that goes through its parts"
+        ) from error
+    return text
+
+
+def _space_to_caption(tokenizer: PreTrainedTokenizerBase, question: str, lead: str) -> tuple[str, str]:
+    """Question and lead, where a tokenizer joins a space at the question's end with the first word behind it.
+
+    The space then counts to the caption. With the space in the question, captions would begin with a token that never
+    stands behind a space, or behind two spaces.
+    """
+    texts = [question, f"{question}{lead}a"]  # a word that every vocabulary has with its space
+    before, behind = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    if behind[: len(before)] == before:
+        return question, lead
+    bare = question.rstrip(" ")
+    return bare, question[len(bare) :] + lead
+
+
+_warned_of: set[str] = set()
+
+
+def _warn_of_image_token(token: str, caption: str) -> None:
+    """Say once in a process that captions are read without image tokens."""
+    if token in _warned_of:
+        return
+    _warned_of.add(token)
+    logger.warning(
+        "captions are read without %s, which the model takes for the place of an image; the first one that has it "
+        "is %r",
+        token,
+        caption,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tests.families.blip2 import BLIP2, BLIP2_T5
 from tests.families.chat import GEMMA3, LLAVA, PALIGEMMA, PROMPT, llava_processing
 from tests.families.common import LAYERS, TOKENS
 from tests.families.idefics3 import IDEFICS3, SMOLVLM
+from tests.families.llava_next import LLAVA_NEXT, LLAVA_ONEVISION
 from tests.training import trainer
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
@@ -163,8 +165,61 @@ MISCOUNTED = [
 def test_more_or_fewer_image_tokens_than_states(
     family: Family, change: Callable[[Any], Any], tokens: int, states: int
 ) -> None:
-    captioner = captioner_for(family.model(0.0), change(family.processing()), **dict(family.options))
+    captioner = captioner_of(family)
+    other = dataclasses.replace(captioner.processor, processor=change(family.processing()))
+    captioner = captioner_for(captioner.model, other)
     expected = rf"writes {tokens} image tokens for an image of which the model makes {states} states.*patch_size"
     with torch.no_grad(), pytest.raises(ValueError, match=expected):
         captioner.log_probs(captioner.model, captioner.processor.process_images(tiny.images(1)), tiny.captions([0]))
     assert not captioner.verified
+
+
+OTHER_SETTINGS = [
+    (LLAVA, "patch_size", None, 8),
+    (LLAVA, "patch_size", 4, 8),
+    (LLAVA, "vision_feature_select_strategy", None, "default"),
+    (LLAVA_NEXT, "patch_size", None, 16),
+    (LLAVA_NEXT, "vision_feature_select_strategy", None, "default"),
+    (BLIP2, "num_query_tokens", None, 4),
+    (BLIP2, "num_query_tokens", 6, 4),
+    (BLIP2_T5, "num_query_tokens", None, 4),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "given", "wanted"), OTHER_SETTINGS)
+def test_settings_of_a_processor_that_are_not_the_models(family: Family, name: str, given: Any, wanted: Any) -> None:
+    model, processing = family.model(0.0), _set(name, given)(family.processing())
+    with pytest.raises(ValueError, match=rf"; set processor.{name} = {wanted!r}$"):
+        captioner_for(model, processing, **dict(family.options))
+    with pytest.raises(ValueError, match=rf"; set processor.{name} = {wanted!r}$"):
+        caption_images(model, processing, tiny.images(1), **dict(family.options))
+    setattr(processing, name, wanted)
+    captioner_for(model, processing, **dict(family.options)).verify()
+
+
+def test_onevision_has_no_patch_size() -> None:
+    processing = _set("vision_feature_select_strategy", None)(LLAVA_ONEVISION.processing())
+    with pytest.raises(ValueError, match="set processor.vision_feature_select_strategy = 'full'"):
+        captioner_for(LLAVA_ONEVISION.model(0.0), processing, prompt=PROMPT)
+
+
+@pytest.mark.parametrize("family", [BLIP2, BLIP2_T5], ids=str)
+def test_a_blip2_that_does_not_know_its_image_token(family: Family) -> None:
+    model, processing = family.model(0.0), family.processing()
+    number, model.config.image_token_id = model.config.image_token_id, None
+    with pytest.raises(ValueError, match=rf"of Blip2\w+ is None; set model.config.image_token_index = {number} "):
+        captioner_for(model, processing, prompt=PROMPT)
+
+
+@pytest.mark.parametrize(("family", "blind"), [(GEMMA3, "projection"), (BLIP2, "queries"), (GEMMA3, None)], ids=str)
+def test_a_model_that_does_not_see_images_is_named(
+    family: Family, blind: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    captioner = captioner_of(family)
+    if blind == "projection":
+        torch.nn.init.zeros_(captioner.base_model.model.multi_modal_projector.mm_input_projection_weight)
+    elif blind == "queries":
+        torch.nn.init.zeros_(captioner.base_model.language_projection.weight)
+    captioner.verify()
+    named = caplog.text.count("the same score for two different images: it does not see them")
+    assert named == (blind is not None)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -19,17 +20,23 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from hf_contrastive_caption.captioners import Captioner, captioner_for
+from hf_contrastive_caption import prompting
+from hf_contrastive_caption.captioners import Captioner, caption_batch, captioner_for
 from hf_contrastive_caption.captioners.pairs import PairScorer
+from hf_contrastive_caption.generation import caption_images
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor
 from tests import tiny
+from tests.families import Family
 from tests.families.blip import blip_model
-from tests.families.blip2 import blip2_model, blip2_processing
+from tests.families.blip2 import BLIP2, BLIP2_T5, blip2_model, blip2_processing
 from tests.families.chat import (
     CHAT_TEMPLATE,
     CHAT_TOKENS,
+    GEMMA3,
     IMAGE,
+    LLAVA,
+    PALIGEMMA,
     PROMPT,
     gemma3_model,
     gemma3_processing,
@@ -39,6 +46,7 @@ from tests.families.chat import (
 )
 from tests.families.common import LAYERS, VISION
 from tests.families.git import git_model
+from tests.families.idefics3 import IDEFICS3
 
 
 def llava(prompt: str | None = PROMPT, template: str | None = CHAT_TEMPLATE, **options: Any) -> Captioner:
@@ -88,6 +96,48 @@ class TestReading:
             expected = [*processor.tokenizer(text)["input_ids"], tiny.EOS]
             assert processor.tokenize([text]).input_ids == [expected]
         assert processor.tokenize(["a dog runs"]).input_ids == [[*plain("a dog runs")["input_ids"], tiny.EOS]]
+
+    @pytest.mark.parametrize("beginning", ["ASSISTANT : :", "ASSISTANT"])
+    def test_the_end_is_that_of_the_template_where_an_answer_begins_in_two_ways(self, beginning: str) -> None:
+        processing, model = llava_processing(), llava_model()
+        begun = f"add_generation_prompt %}}{beginning}{{% endif"
+        processing.chat_template = CHAT_TEMPLATE.replace("add_generation_prompt %}ASSISTANT :{% endif", begun)
+        model.generation_config.eos_token_id = [7, tiny.EOS]
+        processor = captioner_for(model, processing, prompt=PROMPT).processor
+        assert isinstance(processor, PromptProcessor)
+        assert processor.question.endswith(f". {beginning}")
+        assert processor.lead == (" : " if beginning == "ASSISTANT" else "")
+        assert processor.end_token_id == tiny.EOS
+
+    @pytest.mark.parametrize("family", [LLAVA, GEMMA3, PALIGEMMA, BLIP2, BLIP2_T5, IDEFICS3], ids=str)
+    def test_captions_are_read_without_image_tokens(self, family: Family, caplog: pytest.LogCaptureFixture) -> None:
+        captioner = captioner_for(family.model(0.0), family.processing(), **dict(family.options))
+        token = captioner.processor.tokenizer.convert_ids_to_tokens(captioner.base_model.config.image_token_id)
+        prompting._warned_of.clear()
+        texts = [f"a {token} dog", "a dog", f"{token}a dog{token}{token}", token, ""]
+        for _ in range(2):
+            ids = captioner.processor.tokenize(texts).input_ids
+        assert ids == [ids[1]] * 3 + [[tiny.EOS]] * 2
+        assert len(ids[1]) == 3
+        assert caplog.text.count(f"without {token}, ") == 1
+        assert f"the first one that has it is 'a {token} dog'" in caplog.text
+        inputs = captioner.processor.process_images(tiny.images(1))
+        with torch.no_grad():
+            scores = captioner.log_probs(captioner.model, inputs, caption_batch(ids, [0] * len(ids)))
+        torch.testing.assert_close(scores[[0, 2]], scores[[1, 1]], rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("packing", ["packed", "repeated"])
+    def test_padding_of_the_tokenizer_where_the_config_has_a_negative_one(self, packing: Any) -> None:
+        scores = []
+        for number in (tiny.PAD, -1):
+            model = llava_model()
+            model.config.text_config.pad_token_id = number
+            captioner = captioner_for(model, llava_processing(), prompt=PROMPT, packing=packing)
+            inputs = captioner.processor.process_images(tiny.images(2))
+            with torch.no_grad():
+                scores.append(captioner.log_probs(model, inputs, tiny.captions([0, 1, 1])))
+            assert captioner.pad_token_id == tiny.PAD  # type: ignore[attr-defined]
+        torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=0)
 
     def test_fingerprints_depend_on_the_prompt(self) -> None:
         first, again, other = (llava(prompt).processor for prompt in (PROMPT, PROMPT, "a ."))
@@ -146,6 +196,49 @@ class TestRefusals:
         with pytest.raises(ValueError, match="the prompt ends with the image"):
             llava(None, template="<image>")
 
+    def test_a_prompt_that_ends_with_a_stop(self) -> None:
+        processing = llava_processing()
+        closing = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", tiny.EOS)])
+        processing.tokenizer.backend_tokenizer.post_processor = closing
+        with pytest.raises(
+            ValueError, match=r"the prompt ends with <eos>, at which Llava\w+ stops.*add_eos_token=False"
+        ):
+            captioner_for(llava_model(), processing, prompt=PROMPT)
+
+    @pytest.mark.parametrize("family", [LLAVA, GEMMA3, PALIGEMMA, BLIP2, BLIP2_T5, IDEFICS3], ids=str)
+    def test_a_prompt_with_a_place_for_the_image(self, family: Family) -> None:
+        mark = "<boi>" if family is GEMMA3 else "<image>"
+        with pytest.raises(
+            ValueError, match=rf"Got prompt='{mark} a dog', but a prompt is text alone.*leave {mark} out"
+        ):
+            captioner_for(family.model(0.0), family.processing(), prompt=f"{mark} a dog")
+
+    @pytest.mark.parametrize(("place", "count"), [("", 0), ("<image> <image> ", 2)])
+    def test_a_template_without_one_place_for_the_image(self, place: str, count: int) -> None:
+        with pytest.raises(
+            ValueError, match=rf"template of the LlavaProcessor writes {count} <image> for a message wi"
+        ):
+            llava(template=CHAT_TEMPLATE.replace("<image> ", place))
+
+    @pytest.mark.parametrize(
+        ("template", "cause"),
+        [
+            ("{% for m in messages %}{{ m['role'] + ' : ' + m['content'] }}{% endfor %}", "TypeError: can only conc"),
+            ("{{ raise_exception('no images') }}", "TemplateError: no images"),
+        ],
+    )
+    def test_a_template_of_text_alone(self, template: str, cause: str) -> None:
+        with pytest.raises(
+            ValueError, match=rf"of the LlavaProcessor cannot write a message.*\({cause}.*chat_template"
+        ):
+            llava(template=template)
+
+    @pytest.mark.parametrize("name", ["max_length", "min_length"])
+    @pytest.mark.parametrize("family", [LLAVA, GEMMA3, PALIGEMMA, BLIP2, IDEFICS3], ids=str)
+    def test_a_length_that_counts_the_prompt(self, family: Family, name: str) -> None:
+        with pytest.raises(ValueError, match=rf"Got {name}=30, in which .* give {name[:3]}_new_tokens"):
+            caption_images(family.model(0.0), family.processing(), tiny.images(1), prompt=PROMPT, **{name: 30})
+
     def test_a_prompt_that_leaves_no_position(self) -> None:
         with pytest.raises(ValueError, match=r"image and prompt have 24 tokens, and the decoder has 20 positions"):
             captioner_for(llava_model(max_position_embeddings=20), llava_processing(), prompt=PROMPT)
@@ -189,6 +282,15 @@ class TestOtherFamilies:
         assert isinstance(processor, PromptProcessor)
         assert processor.question == PROMPT
         assert processor.lead == " "
+        spaced = captioner_for(blip2_model(), blip2_processing(), prompt=f"{PROMPT} ").processor
+        assert isinstance(spaced, PromptProcessor)
+        assert (spaced.prompt, spaced.question, spaced.lead) == (f"{PROMPT} ", PROMPT, " ")
+        processing = blip2_processing()
+        beginning = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tiny.BOS)])
+        processing.tokenizer.backend_tokenizer.post_processor = beginning
+        alone = captioner_for(blip2_model(), processing).processor
+        assert isinstance(alone, PromptProcessor)
+        assert (alone.question, alone.lead) == ("", "")
         ids = processor.process_images(tiny.images(1))["input_ids"][0].tolist()
         image = processor.tokenizer.convert_tokens_to_ids("<image>")
         assert ids == [image] * 4 + processor.tokenizer(PROMPT)["input_ids"]

@@ -107,15 +107,15 @@ class Captioner(FrontDoor, ABC):
         return cls
 
     @classmethod
-    @abstractmethod
     def make_processor(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
     ) -> CaptionProcessor:
-        """The processor of a model: which token ends its captions, and how long they may be.
+        """The processor of a family that takes no prompt: which token ends its captions, and how long they may be.
 
         Raises:
             ValueError: If the tokenizer has no end token, or the model cannot caption.
         """
+        raise NotImplementedError(f"{cls.__name__} does not say make_processor")
 
     @classmethod
     def make_prompt_processor(
@@ -128,7 +128,7 @@ class Captioner(FrontDoor, ABC):
             processor: Its whole processor, with tokenizer, image processor and the way that a prompt is written.
             prompt: What the user asks for; ``None`` for the image alone.
         """
-        raise NotImplementedError(f"{cls.__name__} takes no prompt")
+        raise NotImplementedError(f"{cls.__name__} does not say make_prompt_processor")
 
     @abstractmethod
     def rows(self, images: Images, captions: CaptionBatch) -> DecoderRows:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import (
-    BaseImageProcessor,
     EncoderDecoderCache,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 from transformers.modeling_outputs import BaseModelOutput
@@ -23,7 +23,7 @@ from hf_contrastive_caption.captioners.base import Captioner
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.chat import ChatCaptioner
 from hf_contrastive_caption.captioners.cross_attention import ENCODER_STATES, CrossAttentionCaptioner
-from hf_contrastive_caption.captioners.image_tokens import image_tokens_match
+from hf_contrastive_caption.captioners.image_tokens import check_query_tokens, image_tokens_match
 from hf_contrastive_caption.captioners.packing import DecoderRows
 from hf_contrastive_caption.captioners.prefix import replace_mask
 from hf_contrastive_caption.captioners.settings import (
@@ -35,7 +35,7 @@ from hf_contrastive_caption.captioners.settings import (
 )
 from hf_contrastive_caption.captioners.tries import PrefixTrie, additive
 from hf_contrastive_caption.processing import CaptionProcessor
-from hf_contrastive_caption.prompting import PromptProcessor, SuffixProcessor
+from hf_contrastive_caption.prompting import PromptProcessor, suffix_processor
 
 
 class Blip2Captioner(ChatCaptioner):
@@ -64,8 +64,16 @@ class Blip2Captioner(ChatCaptioner):
         cls, processor: ProcessorMixin, prompt: str | None, stops: list[int], max_tokens: int | None
     ) -> PromptProcessor:
         """See :meth:`ChatCaptioner.read_prompt`."""
-        lead = " " if prompt else ""  # "Question: what is this? Answer: a dog", but "a dog" behind the start token
-        return _read_prompt(processor, prompt, stops[0], max_tokens, lead)
+        question = (prompt or "").rstrip(" ")  # the space is the lead, so that it is joined with the first word
+        lead = " " if question else ""  # "Question: what is this? Answer: a dog", but "a dog" behind the start token
+        mark = str(processor.image_token)  # type: ignore[attr-defined]
+        return suffix_processor(processor, prompt, stops[0], max_tokens, mark, question=question, lead=lead)
+
+    @classmethod
+    def check_prompt(cls, model: PreTrainedModel, processor: ProcessorMixin, ids: Tensor) -> None:
+        """See :meth:`ChatCaptioner.check_prompt`."""
+        check_query_tokens(model, processor, ids)
+        super().check_prompt(model, processor, ids)
 
     def behind_cache(self, **arguments: Any) -> ModelOutput:
         """See :meth:`PrefixCaptioner.behind_cache`: BLIP-2's own forward always takes images."""
@@ -103,19 +111,15 @@ class Blip2EncoderDecoderCaptioner(CrossAttentionCaptioner):
         self.position_limit = None  # some configs of T5 say how long the texts were that it was trained on
 
     @classmethod
-    def make_processor(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
-    ) -> CaptionProcessor:
-        """See :meth:`Captioner.make_processor`; :meth:`make_prompt_processor` takes its place."""
-        raise TypeError(f"{type(model).__name__} needs its whole processor, as loaded by AutoProcessor")
-
-    @classmethod
     def make_prompt_processor(
         cls, model: PreTrainedModel, processor: ProcessorMixin, prompt: str | None
     ) -> CaptionProcessor:
         """See :meth:`Captioner.make_prompt_processor`: the prompt is the encoder's, so a caption stands alone."""
         stops = stop_tokens(model, model.config.text_config, processor.tokenizer)
-        return _read_prompt(processor, prompt, stops[0], None, lead="")
+        mark = str(processor.image_token)  # type: ignore[attr-defined]
+        made = suffix_processor(processor, prompt, stops[0], None, mark, question=prompt or "")
+        check_query_tokens(model, processor, made.process_images([Image.new("RGB", (64, 64))])["input_ids"][0])
+        return replace(made, image_token_id=model.config.image_token_id)
 
     @property
     def vision(self) -> None:
@@ -218,20 +222,3 @@ def _depths_for_distances(depth: Tensor) -> Any:
         return (kinds[(depth[:, None] - depth).clamp(min=0)],)
 
     return put_depths
-
-
-def _read_prompt(
-    processor: ProcessorMixin, prompt: str | None, stop: int, max_tokens: int | None, lead: str
-) -> PromptProcessor:
-    """BLIP-2's processor puts the image before the prompt, and needs no chat template."""
-    return SuffixProcessor(
-        tokenizer=processor.tokenizer,
-        image_processor=processor.image_processor,
-        end_token_id=stop,
-        max_caption_tokens=max_tokens,
-        add_special_tokens=False,
-        processor=processor,
-        prompt=prompt,
-        question=prompt or "",
-        lead=lead,
-    )

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
-    BaseImageProcessor,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images, Padding
-from hf_contrastive_caption.captioners.image_tokens import image_tokens_match
+from hf_contrastive_caption.captioners.image_tokens import check_settings, image_tokens_match
 from hf_contrastive_caption.captioners.packing import DecoderRows
 from hf_contrastive_caption.captioners.prefix import IMAGE_STATES, Prefix, PrefixCaptioner, packed_mask
 from hf_contrastive_caption.captioners.settings import (
@@ -27,7 +26,7 @@ from hf_contrastive_caption.captioners.settings import (
     stop_tokens,
 )
 from hf_contrastive_caption.processing import CaptionProcessor
-from hf_contrastive_caption.prompting import PromptProcessor, SuffixProcessor, prompt_processor
+from hf_contrastive_caption.prompting import PromptProcessor, prompt_processor, suffix_processor
 
 
 class ChatCaptioner(PrefixCaptioner):
@@ -66,25 +65,48 @@ class ChatCaptioner(PrefixCaptioner):
                 "the prompt ends with the image, and the first word of a caption is predicted from a token of text; "
                 "use a chat template that writes something behind the image, or give a prompt"
             )
-        self.pad_token_id = first_given(setting(text, "pad_token_id"), processor.tokenizer.pad_token_id) or 0
+        padding = setting(text, "pad_token_id")  # -1 in configs of the first Llama models
+        given = None if padding is not None and padding < 0 else padding
+        self.pad_token_id = first_given(given, processor.tokenizer.pad_token_id) or 0
         self.read_model()
-
-    @classmethod
-    def make_processor(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
-    ) -> CaptionProcessor:
-        """See :meth:`Captioner.make_processor`; :meth:`make_prompt_processor` takes its place."""
-        raise TypeError(f"{type(model).__name__} needs its whole processor, as loaded by AutoProcessor")
 
     @classmethod
     def make_prompt_processor(
         cls, model: PreTrainedModel, processor: ProcessorMixin, prompt: str | None
     ) -> CaptionProcessor:
         """See :meth:`Captioner.make_prompt_processor`."""
+        cls.check_processor(model, processor)
         text = model.config.get_text_config(decoder=True)
         stops = stop_tokens(model, text, processor.tokenizer)
         made = cls.read_prompt(processor, prompt, stops, position_limit(text))
-        return made.shortened(made.process_images([Image.new("RGB", (64, 64))])["input_ids"].shape[1])
+        made = replace(made, image_token_id=model.config.image_token_id)
+        ids = made.process_images([Image.new("RGB", (64, 64))])["input_ids"]
+        cls.check_prompt(model, processor, ids[0])
+        return made.shortened(ids.shape[1])
+
+    @classmethod
+    def check_processor(cls, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        """Whether the settings of a processor are those of the model.
+
+        Raises:
+            ValueError: If they are not, with the line that sets them.
+        """
+
+    @classmethod
+    def check_prompt(cls, model: PreTrainedModel, processor: ProcessorMixin, ids: Tensor) -> None:
+        """Whether the model goes on from a prompt, (prompt_length,), as its processor writes it.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        tokenizer, last = processor.tokenizer, int(ids[-1])
+        stops = stop_tokens(model, model.config.get_text_config(decoder=True), tokenizer)
+        if last in stops and last != tokenizer.bos_token_id:  # of some models both are the same token
+            raise ValueError(
+                f"the prompt ends with {tokenizer.convert_ids_to_tokens(last)}, at which {type(model).__name__} "
+                "stops, so no caption would follow it; switch off that the tokenizer appends it "
+                "(add_eos_token=False), or set processor.chat_template to one that begins the answer behind it"
+            )
 
     @classmethod
     def read_prompt(
@@ -94,7 +116,8 @@ class ChatCaptioner(PrefixCaptioner):
 
         See :func:`~hf_contrastive_caption.prompting.prompt_processor`.
         """
-        return prompt_processor(processor, prompt, stops, max_tokens)
+        mark: str = processor.image_token  # type: ignore[attr-defined]
+        return prompt_processor(processor, prompt, stops, max_tokens, mark)
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -180,7 +203,17 @@ class ChatCaptioner(PrefixCaptioner):
         model.get_image_features(**self._pixels(images), **self._shapes(images))
 
     def generate(self, images: Images, **arguments: Any) -> Tensor:
-        """See :meth:`Captioner.generate`."""
+        """See :meth:`Captioner.generate`.
+
+        Raises:
+            ValueError: If a length is given that counts the prompt with the caption, as most of these models do.
+        """
+        for name, other in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+            if name in arguments:
+                raise ValueError(
+                    f"Got {name}={arguments[name]}, in which {self.name} may count image and prompt as well, "
+                    f"{images['input_ids'].shape[1]} tokens here; give {other}, which counts the caption alone"
+                )
         return super().generate(images, **arguments)[:, images["input_ids"].shape[1] :]
 
     def _shapes(self, images: Images) -> Images:
@@ -190,9 +223,27 @@ class ChatCaptioner(PrefixCaptioner):
 class LlavaCaptioner(ChatCaptioner):
     """Scores captions with ``LlavaForConditionalGeneration``."""
 
+    @classmethod
+    def check_processor(cls, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        """See :meth:`ChatCaptioner.check_processor`: processors of the first checkpoints have neither of the two."""
+        config = model.config
+        check_settings(
+            processor,
+            patch_size=setting(config.vision_config, "patch_size"),
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+        )
+
 
 class Gemma3Captioner(ChatCaptioner):
     """Scores captions with ``Gemma3ForConditionalGeneration``, in which an image's tokens see each other."""
+
+    @classmethod
+    def read_prompt(
+        cls, processor: ProcessorMixin, prompt: str | None, stops: list[int], max_tokens: int | None
+    ) -> PromptProcessor:
+        """See :meth:`ChatCaptioner.read_prompt`; the place of an image is written as the token before it."""
+        mark: str = processor.boi_token  # type: ignore[attr-defined]
+        return prompt_processor(processor, prompt, stops, max_tokens, mark)
 
     def prefix(self, images: Images) -> Prefix:
         """See :meth:`PrefixCaptioner.prefix`."""
@@ -216,17 +267,8 @@ class PaliGemmaCaptioner(ChatCaptioner):
         cls, processor: ProcessorMixin, prompt: str | None, stops: list[int], max_tokens: int | None
     ) -> PromptProcessor:
         """See :meth:`ChatCaptioner.read_prompt`."""
-        token = processor.image_token  # type: ignore[attr-defined]
-        return SuffixProcessor(
-            tokenizer=processor.tokenizer,
-            image_processor=processor.image_processor,
-            end_token_id=stops[0],
-            max_caption_tokens=max_tokens,
-            add_special_tokens=False,
-            processor=processor,
-            prompt=prompt,
-            question=f"{token}{prompt or ''}",
-        )
+        mark: str = processor.image_token  # type: ignore[attr-defined]
+        return suffix_processor(processor, prompt, stops[0], max_tokens, mark, question=f"{mark}{prompt or ''}")
 
     def prefix(self, images: Images) -> Prefix:
         """See :meth:`PrefixCaptioner.prefix`."""

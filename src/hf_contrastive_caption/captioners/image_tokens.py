@@ -7,8 +7,57 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
 
 from hf_contrastive_caption.captioners.batch import Images
+
+
+def check_settings(processor: ProcessorMixin, **wanted: Any) -> None:
+    """Whether a processor counts image tokens by the settings of the model.
+
+    Args:
+        processor: The model's processor.
+        **wanted: The settings by name, as the model's config has them; ``None`` where it says nothing.
+
+    Raises:
+        ValueError: If one of them is another, with the line that sets it.
+    """
+    for name, value in wanted.items():
+        given = getattr(processor, name)
+        if value is not None and given != value:
+            raise ValueError(
+                f"{name} of the {type(processor).__name__} is {given!r}, and that of the model is {value!r}, so it "
+                f"writes another number of image tokens than the model has states of an image; set "
+                f"processor.{name} = {value!r}"
+            )
+
+
+def check_query_tokens(model: PreTrainedModel, processor: ProcessorMixin, ids: Tensor) -> None:
+    """Whether BLIP-2's processor writes a token for each query; without them the model sees no image, in silence.
+
+    Args:
+        model: A BLIP-2 model.
+        processor: Its processor. Those saved by early releases of transformers know no image tokens.
+        ids: Image and prompt as it writes them, (prompt_length,).
+
+    Raises:
+        ValueError: If it does not.
+    """
+    config, tokenizer = model.config, processor.tokenizer
+    number: int = tokenizer.convert_tokens_to_ids(str(processor.image_token))  # type: ignore[attr-defined]
+    if config.image_token_id != number:
+        raise ValueError(
+            f"the image token of the {type(processor).__name__} is {number}, and that of {type(model).__name__} is "
+            f"{config.image_token_id}; set model.config.image_token_index = {number} (and call "
+            "model.resize_token_embeddings(len(processor.tokenizer)) if it has fewer)"
+        )
+    written = int((ids == number).sum())
+    if written != config.num_query_tokens:
+        raise ValueError(
+            f"the {type(processor).__name__} writes {written} image tokens, and {type(model).__name__} makes "
+            f"{config.num_query_tokens} states of an image, which take their places; set processor.num_query_tokens "
+            f"= {config.num_query_tokens}"
+        )
 
 
 @contextmanager

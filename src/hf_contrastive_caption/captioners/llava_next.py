@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
+from transformers import LlavaNextProcessor, PreTrainedModel, ProcessorMixin
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from hf_contrastive_caption.captioners.batch import Images
 from hf_contrastive_caption.captioners.chat import ChatCaptioner
+from hf_contrastive_caption.captioners.image_tokens import check_settings
 from hf_contrastive_caption.captioners.prefix import IMAGE_STATES, unpadded
 
 
@@ -24,6 +26,15 @@ class LlavaNextCaptioner(ChatCaptioner):
     """
 
     of_shape = ("image_sizes",)
+
+    @classmethod
+    def check_processor(cls, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        """See :meth:`ChatCaptioner.check_processor`; LLaVA-OneVision's processor counts without a patch size."""
+        config = model.config
+        wanted = {"vision_feature_select_strategy": config.vision_feature_select_strategy}
+        if isinstance(processor, LlavaNextProcessor):
+            wanted["patch_size"] = config.vision_config.patch_size
+        check_settings(processor, **wanted)
 
     def checking_images(self, images: Images) -> AbstractContextManager[None]:
         """See :meth:`Captioner.checking_images`: the model's forward makes the states' number fit, and compares it."""

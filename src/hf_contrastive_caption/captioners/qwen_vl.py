@@ -47,7 +47,8 @@ class Qwen2VLCaptioner(ChatCaptioner):
         cls, processor: ProcessorMixin, prompt: str | None, stops: list[int], max_tokens: int | None
     ) -> PromptProcessor:
         """See :meth:`ChatCaptioner.read_prompt`."""
-        return prompt_processor(processor, prompt, stops, max_tokens, PatchesProcessor)
+        mark: str = processor.image_token  # type: ignore[attr-defined]
+        return prompt_processor(processor, prompt, stops, max_tokens, mark, PatchesProcessor)
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`."""

@@ -61,6 +61,7 @@ def _choose(captioner: Captioner) -> None:
             "or overflow in their dtype"
         )
     _check_causal(captioner, images, captions, plain)
+    _warn_if_blind(captioner, images, captions, plain)
     layouts = {"auto": ("packed", "repeated"), "packed": ("packed",), "repeated": ("repeated",)}[captioner.packing]
     tried: list[str] = []
     for layout, head in itertools.product(layouts, ("fused", "logits")):
@@ -185,6 +186,23 @@ def probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
     ]
     image_index = [0] * len(_PROBE_LENGTHS) + [1] * len(_PROBE_LENGTHS)
     return images, caption_batch(sentences, image_index, captioner.device)
+
+
+def _warn_if_blind(captioner: Captioner, images: Images, captions: CaptionBatch, plain: Tensor) -> None:
+    """Say so where two images of noise give the first caption the same scores, bit for bit.
+
+    No error: the projection of a new Gemma 3, or the queries of a new BLIP-2, are 0 and learn from there.
+    """
+    length = int(captions["lengths"][0])
+    index = 1 - captions["image_index"][:1]
+    other = CaptionBatch(input_ids=captions["input_ids"][:length], lengths=captions["lengths"][:1], image_index=index)
+    if torch.equal(captioner.reference_log_probs(images, other), plain[:length]):
+        logger.warning(
+            "%s gives a caption the same score for two different images: it does not see them. That is so in some "
+            "models whose weights are new and 0 (the projection of Gemma 3, the queries of BLIP-2); otherwise look "
+            "whether the processor puts the image where the model looks for it",
+            captioner.name,
+        )
 
 
 def _check_causal(captioner: Captioner, images: Images, captions: CaptionBatch, plain: Tensor) -> None:
