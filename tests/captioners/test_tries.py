@@ -54,6 +54,14 @@ class TestPrefixTrie:
 
     @settings(max_examples=100, deadline=None)
     @given(caption_sets)
+    def test_parents_are_the_ancestors_one_level_up(self, captions: list[Caption]) -> None:
+        trie = prefix_trie(captions, START)
+        above = trie.mask & (trie.depth[:, None] - 1 == trie.depth)  # (n_nodes, n_nodes), at most one in a row
+        assert above.sum(1).tolist() == (trie.depth > 0).long().tolist()
+        assert trie.parents.tolist() == above.to(torch.uint8).argmax(dim=1).tolist()
+
+    @settings(max_examples=100, deadline=None)
+    @given(caption_sets)
     def test_edges_are_the_distinct_prefixes_that_end_with_their_token(self, captions: list[Caption]) -> None:
         trie = prefix_trie(captions, START)
         prefixes = prefixes_of_nodes(trie)
@@ -71,6 +79,7 @@ class TestPrefixTrie:
         trie = prefix_trie([(5, 6, 7, 2)], START)
         assert trie.input_ids.tolist() == [START, 5, 6, 7]
         assert trie.depth.tolist() == [0, 1, 2, 3]
+        assert trie.parents.tolist() == [0, 0, 1, 2]
         assert trie.mask.tolist() == torch.ones(4, 4).tril().bool().tolist()
         assert trie.edge_nodes.tolist() == [0, 1, 2, 3]
         assert trie.edge_tokens.tolist() == [5, 6, 7, 2]

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_contrastive_caption.captioners.base import Captioner, TrieScorer
 from hf_contrastive_caption.captioners.batch import CaptionBatch, Images
 from hf_contrastive_caption.captioners.packing import DecoderRows, decoder_rows
+from hf_contrastive_caption.captioners.settings import check_vocabulary, given_end_token, given_start_token, setting
 from hf_contrastive_caption.captioners.tries import PrefixTrie
 from hf_contrastive_caption.captioners.vocabulary import (
     edge_log_probs,
@@ -43,9 +44,12 @@ class RecurrentCaptioner(Captioner):
     def __init__(self, model: nn.Module, processor: CaptionProcessor, **options: Any) -> None:
         super().__init__(model, processor, **options)
         captioner = self._captioner
-        _check_vocabulary(captioner, processor)
-        self.start_token_id = _start_token_id(captioner)
-        self.pad_token_id = captioner.config.pad_token_id or 0
+        config = captioner.config
+        check_vocabulary(config, processor, "model")
+        self.start_token_id = given_start_token(
+            setting(captioner.generation_config, "decoder_start_token_id"), config.decoder_start_token_id
+        )
+        self.pad_token_id = config.pad_token_id or 0
         self._vision: VisionFeatures = captioner.vision
 
     @classmethod
@@ -53,15 +57,8 @@ class RecurrentCaptioner(Captioner):
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_processor: BaseImageProcessor
     ) -> CaptionProcessor:
         """See :meth:`Captioner.make_processor`; captions may have any length."""
-        if tokenizer.eos_token_id is None and tokenizer.sep_token_id is None:
-            raise ValueError(
-                f"the {type(tokenizer).__name__} has neither eos_token nor sep_token: a caption without an end token "
-                "has no probability; set tokenizer.eos_token to the token at which the model stops"
-            )
-        stops = model.generation_config.eos_token_id if model.generation_config is not None else None
-        own = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-        end = own if stops is None else stops
-        return CaptionProcessor(tokenizer, image_processor, int(end[0] if isinstance(end, list) else end))
+        end = given_end_token(model, tokenizer, setting(model.generation_config, "eos_token_id"))
+        return CaptionProcessor(tokenizer, image_processor, end)
 
     @property
     def _captioner(self) -> RecurrentCaptionerModel:
@@ -176,7 +173,6 @@ class RecurrentCaptioner(Captioner):
         """What the decoder makes of the nodes, (n_images, n_nodes, hidden_size), at most ``step`` nodes at a time."""
         num_images, device = seen[0].shape[0], seen[0].device
         images = torch.arange(num_images, device=device)
-        parent_of = trie.parents()
         place = torch.zeros_like(trie.depth)  # of a node among those of its depth
         read: list[Tensor] = []
         order: list[Tensor] = []
@@ -187,7 +183,7 @@ class RecurrentCaptioner(Captioner):
             place[nodes] = torch.arange(nodes.shape[0], device=device)
             states = []
             for some in nodes.split(step):
-                before = place[parent_of[some]] if depth else torch.zeros_like(some)
+                before = place[trie.parents[some]] if depth else torch.zeros_like(some)
                 index = (images[:, None] * width + before).flatten()  # (n_images * n_some,)
                 tokens = trie.input_ids[some].repeat(num_images)
                 image_index = images.repeat_interleave(some.shape[0])
@@ -206,29 +202,3 @@ def _image_arguments(images: Images) -> dict[str, Any]:
     if VISION_STATES in images:
         return {"encoder_outputs": BaseModelOutput(last_hidden_state=images[VISION_STATES])}
     return dict(images)
-
-
-def _start_token_id(model: RecurrentCaptionerModel) -> int:
-    settings = model.generation_config
-    given = None if settings is None else settings.decoder_start_token_id
-    start = model.config.decoder_start_token_id if given is None else given
-    if start is None:
-        raise ValueError(
-            "the model's config has no start token, so nothing precedes the first word of a caption; set "
-            "model.config.decoder_start_token_id to the token that your captions were trained after"
-        )
-    return int(start)
-
-
-def _check_vocabulary(model: RecurrentCaptionerModel, processor: CaptionProcessor) -> None:
-    size = model.config.vocab_size
-    if len(processor.tokenizer) > size:
-        raise ValueError(
-            f"the tokenizer has {len(processor.tokenizer)} tokens, but the {type(model).__name__} knows {size}; give "
-            "the tokenizer that the model was trained with, or call model.resize_token_embeddings(len(tokenizer))"
-        )
-    if not 0 <= processor.end_token_id < size:
-        raise ValueError(
-            f"the end token of captions is {processor.end_token_id}, but the {type(model).__name__} knows {size} "
-            "tokens; set eos_token_id in model.generation_config and model.config to the token at which it stops"
-        )

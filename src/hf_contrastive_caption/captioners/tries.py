@@ -21,6 +21,7 @@ class PrefixTrie(NamedTuple):
     Attributes:
         input_ids: Token of each node, the start token at the root, parents before their children, (n_nodes,).
         depth: Number of caption tokens before and at the node; its position, (n_nodes,).
+        parents: The node before each node; the root stands before itself, (n_nodes,).
         mask: Whether a node sees another: its ancestors and itself, boolean, (n_nodes, n_nodes).
         edge_nodes: The node whose output predicts an edge's token, ascending, (n_edges,).
         edge_tokens: The token of each edge, (n_edges,).
@@ -30,6 +31,7 @@ class PrefixTrie(NamedTuple):
 
     input_ids: Tensor
     depth: Tensor
+    parents: Tensor
     mask: Tensor
     edge_nodes: Tensor
     edge_tokens: Tensor
@@ -44,11 +46,6 @@ class PrefixTrie(NamedTuple):
     def to(self, device: torch.device) -> PrefixTrie:
         """The trie with its tensors on a device."""
         return PrefixTrie(*(value.to(device) for value in self))
-
-    def parents(self) -> Tensor:
-        """The node before each node, (n_nodes,); that of the root is the root itself."""
-        before = self.mask & (self.depth[:, None] - 1 == self.depth)  # (n_nodes, n_nodes)
-        return before.to(torch.uint8).argmax(dim=1)
 
     def sum_paths(self, edge_values: Tensor) -> Tensor:
         """Sum values of edges along every caption: (n_images, n_edges) to (n_images, n_captions), in float64."""
@@ -69,7 +66,7 @@ def prefix_trie(captions: Sequence[Sequence[int]], start_token_id: int) -> Prefi
         captions: Token ids of each caption, end token included, in sorted order and at least one.
         start_token_id: The token from which the first token of a caption is predicted.
     """
-    tokens, depth, parents = [start_token_id], [0], [-1]
+    tokens, depth, parents = [start_token_id], [0], [0]
     edge_nodes: list[int] = []
     edge_tokens: list[int] = []
     paths: list[int] = []
@@ -96,6 +93,7 @@ def prefix_trie(captions: Sequence[Sequence[int]], start_token_id: int) -> Prefi
     return PrefixTrie(
         input_ids=torch.tensor(tokens),
         depth=torch.tensor(depth),
+        parents=torch.tensor(parents),
         mask=_ancestors(parents),
         edge_nodes=torch.from_numpy(np.asarray(edge_nodes)[order]),
         edge_tokens=torch.from_numpy(np.asarray(edge_tokens)[order]),
