@@ -16,6 +16,8 @@ def plain_logits(model: ShowAndTell, features: Tensor, ids: list[int]) -> Tensor
     memory = [torch.zeros(size, dtype=features.dtype) for _ in range(layers)]
     output = [torch.zeros(size, dtype=features.dtype) for _ in range(layers)]
     logits = []
+    if model.config.normalize_image:
+        features = (features - features.mean()) / (features.var(correction=0) + 1e-5).sqrt()
     image = decoder.image.weight @ features + decoder.image.bias
     for x in [image, *decoder.embedding.weight[ids]]:
         for layer in range(layers):
@@ -30,12 +32,13 @@ def plain_logits(model: ShowAndTell, features: Tensor, ids: list[int]) -> Tensor
     return torch.stack(logits[1:])  # the image predicts no word
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_equals_the_equations_and_so_do_its_gradients(layers: int) -> None:
-    model = recurrent.captioner_model("show-and-tell", num_hidden_layers=layers).double()
+@pytest.mark.parametrize(("layers", "normalize"), [(1, False), (2, False), (1, True)])
+def test_equals_the_equations_and_so_do_its_gradients(layers: int, normalize: bool) -> None:
+    settings = {"num_hidden_layers": layers, "normalize_image": normalize}
+    model = recurrent.captioner_model("show-and-tell", **settings).double()
     captions = [[tiny.BOS, 7, 8, 9], [tiny.BOS], [tiny.BOS, 20, 21], [tiny.BOS, 7, 30, 31, 32]]
     image_index = torch.tensor([1, 0, 1, 2])
-    features = torch.randn(3, 1, recurrent.VISION_WIDTH, dtype=torch.float64)
+    features = 2 + torch.randn(3, 1, recurrent.VISION_WIDTH, dtype=torch.float64)  # like means behind a ReLU
     output = model(
         encoder_outputs=(features,),
         decoder_input_ids=torch.tensor([token for ids in captions for token in ids]),
@@ -60,6 +63,17 @@ def test_the_image_is_the_mean_over_the_feature_map() -> None:
         cnn = model.vision.model(pixels)
         assert cnn.last_hidden_state.shape == (3, 16, 4, 4)
         torch.testing.assert_close(model.vision(pixels)[0][:, 0], cnn.pooler_output.flatten(1), rtol=0, atol=1e-6)
+
+
+def test_what_all_channels_share_does_not_reach_a_normalized_image() -> None:
+    model = recurrent.captioner_model("show-and-tell", normalize_image=True).double().eval()
+    features = torch.randn(3, 1, recurrent.VISION_WIDTH, dtype=torch.float64)
+    inputs = {"decoder_input_ids": torch.tensor([[tiny.BOS, 7, 8]] * 3)}
+    given, moved = (model(encoder_outputs=(value,), **inputs).logits for value in (features, 50 + 3 * features))
+    torch.testing.assert_close(moved, given, rtol=0, atol=1e-3)  # but for the 1e-5 under the root
+    model.decoder.normalize_image = False
+    off = [model(encoder_outputs=(value,), **inputs).logits for value in (features, 50 + 3 * features)]
+    assert (off[0] - off[1]).abs().max() > 0.1
 
 
 def test_there_is_no_attention_to_show() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -22,9 +23,17 @@ from hf_contrastive_caption.models.state import RecurrentState
 
 
 class ShowAndTellConfig(RecurrentCaptionerConfig):
-    """Config of :class:`ShowAndTell`; see :class:`RecurrentCaptionerConfig` for its settings."""
+    """Config of :class:`ShowAndTell`: that of :class:`RecurrentCaptionerConfig`, and one more setting.
+
+    Attributes:
+        normalize_image: Whether image vectors get mean 0 and variance 1 over their channels (a layer normalization
+            without weights). Not in the paper, whose CNN was trained to classify: the means over the feature map of
+            a CNN that was trained for captions, or not at all, have most of their length in common.
+    """
 
     model_type = "show-and-tell"
+
+    normalize_image: bool = False
 
 
 class ShowAndTellDecoder(RecurrentDecoder):
@@ -32,6 +41,8 @@ class ShowAndTellDecoder(RecurrentDecoder):
 
     def __init__(self, config: RecurrentCaptionerConfig, vision_width: int) -> None:
         super().__init__(config, vision_width)
+        assert isinstance(config, ShowAndTellConfig)
+        self.normalize_image = config.normalize_image
         self.image = nn.Linear(vision_width, config.embedding_size)
         self.lstm = nn.LSTM(config.embedding_size, config.hidden_size, config.num_hidden_layers, batch_first=True)
 
@@ -42,7 +53,10 @@ class ShowAndTellDecoder(RecurrentDecoder):
 
     def start(self, seen: tuple[Tensor, ...]) -> RecurrentState:
         """See :meth:`RecurrentDecoder.start`: the state behind the image, (n_images, 1, width), and before a word."""
-        _, (hidden, cell) = self.lstm(self.image(seen[0]))
+        vectors = seen[0]  # (n_images, 1, vision_width)
+        if self.normalize_image:
+            vectors = F.layer_norm(vectors, vectors.shape[-1:])
+        _, (hidden, cell) = self.lstm(self.image(vectors))
         return RecurrentState(hidden, cell)
 
     def forward(
