@@ -7,11 +7,14 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from transformers import AutoModelForImageTextToText
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "paper_models.py"
 
 
+@pytest.mark.slow
 def test_trains_compares_and_saves(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("paper_models", SCRIPT)
     assert spec is not None and spec.loader is not None
@@ -29,4 +32,9 @@ def test_trains_compares_and_saves(tmp_path: Path) -> None:
         assert stored["models"][kind]["contrastive"]["margin"] == rows[2].margin
         model = AutoModelForImageTextToText.from_pretrained(tmp_path / f"{kind}-contrastive")
         assert model.config.model_type == kind
+    given, told = (
+        AutoModelForImageTextToText.from_pretrained(tmp_path / f"{kind}-{stage}").vision.state_dict()
+        for kind, stage in (("adaptive-attention", "reference"), ("show-and-tell", "contrastive"))
+    )
+    assert given.keys() == told.keys() and all(torch.equal(given[name], told[name]) for name in given)
     assert picture.read_bytes()[:4] == b"\x89PNG"
