@@ -37,7 +37,7 @@ def test_options_in_commands_exist(capsys):
         assert run(*([] if words[0].startswith("-") else words[:1]), "--help") == 0
         shown = set(capsys.readouterr().out.split())
         assert {word for word in words if word.startswith("--")} <= shown
-    assert seen >= {"train", "caption", "convert", "evaluate"}
+    assert seen >= {"train", "caption", "convert", "compare"}
 
 
 @pytest.mark.parametrize("command", ["caption", "convert"])
