@@ -42,6 +42,18 @@ _OWN_PROCESSING = ("preprocessor_config.json", "processor_config.json")
 """Files of which a folder with an image processor, or with a whole processor, has one."""
 
 
+def is_captioner(name: str | os.PathLike[str]) -> bool:
+    """Whether a folder or a repository holds a captioner of a known family, or an adapter, which can be one's.
+
+    Raises:
+        ValueError: If there is no such folder.
+        OSError: If there is no such repository, or it may not be read.
+    """
+    name = os.fspath(name)
+    _check_name(name)
+    return _has_file(name, _ADAPTER, {}) or has_captioner(_config(name, {}))
+
+
 def load_captioner(
     name: str | os.PathLike[str],
     *,

@@ -277,6 +277,13 @@ class TestVision:
             assert (reference.picture is model.picture) == shared
 
 
+def test_captions_begin_behind_the_token_that_scores_begin_behind() -> None:
+    captioner = captioner_of(OWN["plain"], recurrent(decoder_start_token_id=10))
+    assert captioner.start_token_id == 10
+    assert captioner.own_arguments({"num_beams": 1}) == {"bos_token_id": 10, "num_beams": 1}
+    assert captioner_of(OWN["plain"]).own_arguments({}) == {"bos_token_id": tiny.BOS}
+
+
 class TestSelfRetrieval:
     def test_scores_are_those_of_the_captions(self) -> None:
         captioner = captioner_of(OWN["encoding"])

@@ -237,7 +237,8 @@ class TestEdgeLogProbs:
             with edge_log_probs_instead_of_logits(head, trie, nodes * 2 * 4 * VOCABULARY):
                 inside = head(states)
             log_probs = head(states).log_softmax(-1)
-        expected = torch.stack([log_probs[:, node, token] for node, token in zip(*trie[3:5], strict=True)], dim=1)
+        edges = zip(trie.edge_nodes, trie.edge_tokens, strict=True)
+        expected = torch.stack([log_probs[:, node, token] for node, token in edges], dim=1)
         assert inside.shape == (2, len(trie.edge_nodes), 1)
         torch.testing.assert_close(inside[..., 0], expected, rtol=0, atol=1e-13)
         assert head(states).shape == (2, trie.num_nodes, VOCABULARY)

@@ -7,16 +7,19 @@ import json
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
-from hf_contrastive_caption.captioners import captioner_for
+from hf_contrastive_caption.captioners import Captioner, captioner_for
+from hf_contrastive_caption.cli.evaluate import load_retriever
 from hf_contrastive_caption.cli.main import main
 from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.data.scenes import scenes
-from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner
+from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 from hf_contrastive_caption.report import compare_captioners
+from tests.families.chat import PROMPT, llava_model, llava_processing
 
 pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")
 
@@ -135,3 +138,18 @@ class TestCompare:
         assert run(*words, command="compare") == 2  # said by the option itself, before anything is loaded
         assert "is a file" in capsys.readouterr().err
         assert (tmp_path / "page").read_text() == "mine"
+
+
+def test_a_retriever_is_asked_what_the_captioner_is_asked(tmp_path: Path):
+    captioner = captioner_for(llava_model(), llava_processing(), prompt=PROMPT)
+    captioner.model.save_pretrained(tmp_path / "judge")
+    llava_processing().save_pretrained(tmp_path / "judge")
+    judge = load_retriever(str(tmp_path / "judge"), PROMPT)
+    assert isinstance(judge, Captioner)
+    assert prompt_of(judge) == PROMPT
+    adapter = get_peft_model(llava_model(), LoraConfig(target_modules=r".*q_proj"))
+    adapter.peft_config["default"].base_model_name_or_path = str(tmp_path / "judge")
+    adapter.save_pretrained(tmp_path / "adapter")
+    assert isinstance(load_retriever(str(tmp_path / "adapter")), Captioner)
+    with pytest.raises(ValueError, match="no_such"):
+        load_retriever("./no_such")

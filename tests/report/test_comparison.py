@@ -12,13 +12,14 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from hf_contrastive_caption.captioners import caption_batch
+from hf_contrastive_caption.captioners import caption_batch, captioner_for
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.evaluation.retrieval.ranking import rival_images
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 from hf_contrastive_caption.report import compare_captioners
 from hf_contrastive_caption.report.comparison import NUM_NEGATIVES
 from tests import tiny
+from tests.families.chat import PROMPT, llava_model, llava_processing
 from tests.report.conftest import OPTIONS
 from tests.training import trainer
 
@@ -125,6 +126,25 @@ def test_saved_and_named_by_folder(captioners, data, tmp_path: Path):
     words = [word for _, word in stored["images"][0]["target"]]
     assert sum(words) == pytest.approx(found.images[0].target.log_ratio)
     assert replace(found, log_history=()).to_markdown() == found.to_markdown()
+
+
+def test_the_reference_is_asked_what_the_target_is_asked(tmp_path: Path):
+    captioner = captioner_for(llava_model(), llava_processing(), prompt=PROMPT)
+    captioner.model.save_pretrained(tmp_path / "base")
+    llava_processing().save_pretrained(tmp_path / "base")  # as it was downloaded: without a prompt
+    captioner.model.save_pretrained(tmp_path / "tuned")
+    captioner.processor.save_pretrained(tmp_path / "tuned")
+    data = tiny.caption_dataset(3, 1)
+    options = {**OPTIONS, "metrics": ("rouge_l",), "max_new_tokens": 4}
+    found = compare_captioners(tmp_path / "base", tmp_path / "tuned", data, **options)
+    assert f"asked {PROMPT!r}" in found.reference.decoding
+    assert found.reference.captions == found.target.captions
+    assert np.abs(found.positives).max() < 1e-4  # the same model with the same prompt
+    other = compare_captioners(tmp_path / "base", tmp_path / "tuned", data, reference_prompt="Describe .", **options)
+    assert "asked 'Describe .'" in other.reference.decoding
+    assert np.abs(other.positives).max() > 1e-2
+    with pytest.raises(ValueError, match="captions were given, but each of the two captioners writes its own"):
+        compare_captioners(captioner, captioner, data, captions=["a"] * 3, **options)
 
 
 class TestTrainer:

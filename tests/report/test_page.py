@@ -156,6 +156,7 @@ class TestInABrowser:
         number = next(image.number for image in comparison.images if image.rivals)
         details = page.locator(f"#image-{number} details")
         details.locator("summary").click()
+        details.locator(".rivals img").first.wait_for()  # the browser tells of the opening a little later
         links = details.locator(".rivals a")
         assert links.count() == len(comparison.images[number].rivals)
         assert details.locator(".rivals img").count() == links.count()

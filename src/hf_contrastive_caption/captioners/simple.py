@@ -88,6 +88,12 @@ class SimpleCaptioner(Captioner):
         end = given_end_token(model, tokenizer, *stops)
         return CaptionProcessor(tokenizer, image_processor, end, position_limit(model.config))
 
+    def own_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`Captioner.own_arguments`: captions begin behind the token that they are scored behind."""
+        encodes = setting(self.base_model.config, "is_encoder_decoder")
+        start = "decoder_start_token_id" if encodes else "bos_token_id"
+        return {start: self.start_token_id, **arguments}
+
     @property
     def vision(self) -> nn.Module | None:
         """See :attr:`Captioner.vision`; none without :attr:`states_argument`."""

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor
 
 from hf_contrastive_caption.captioners import Captioner
-from hf_contrastive_caption.captioners.registry import has_captioner
 from hf_contrastive_caption.console import CommandConsole
 from hf_contrastive_caption.data.files import choose_split, load_splits
-from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner
+from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.measures import measures_rows
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_rows
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever, Retriever
-from hf_contrastive_caption.prompting import PromptProcessor
+from hf_contrastive_caption.loading import is_captioner
 from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners, stored_log
 
 
@@ -61,7 +60,8 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
     images, arguments = _what_to_evaluate(options, console)
     names = _short_names(options)
     captioner = as_captioner(options.model, prompt=options.prompt)
-    asked = _prompt_of(captioner)
+    asked = prompt_of(captioner)
+    arguments["retriever"] = _retriever(options, asked)
     report = evaluate_captioner(captioner, images, name=names[0], **arguments)
     del captioner  # its memory is the reference's
     reference = None
@@ -94,7 +94,9 @@ def compare(
     assert options.reference is not None
     images, arguments = _what_to_evaluate(options, console)
     target = as_captioner(options.model, prompt=options.prompt)
-    reference = as_captioner(options.reference, prompt=options.reference_prompt, otherwise=_prompt_of(target))
+    asked = prompt_of(target)
+    reference = as_captioner(options.reference, prompt=options.reference_prompt, otherwise=asked)
+    arguments["retriever"] = _retriever(options, asked)
     tuned, before = _short_names(options)
     comparison = compare_captioners(
         reference,
@@ -111,10 +113,6 @@ def compare(
     return comparison
 
 
-def _prompt_of(captioner: Captioner) -> str | None:
-    return captioner.processor.prompt if isinstance(captioner.processor, PromptProcessor) else None
-
-
 def _what_to_evaluate(options: EvaluateOptions, console: CommandConsole) -> tuple[EvaluationImages, dict[str, Any]]:
     """The images, and the arguments of :func:`evaluate_captioner` that both captioners share."""
     split, dataset = choose_split(load_splits(options.data), options.split)
@@ -124,6 +122,10 @@ def _what_to_evaluate(options: EvaluateOptions, console: CommandConsole) -> tupl
     return images, _arguments(options, everything)
 
 
+def _retriever(options: EvaluateOptions, prompt: str | None) -> Captioner | Retriever | None:
+    return None if options.retriever is None else load_retriever(options.retriever, prompt)
+
+
 def load_retriever(name: str, prompt: str | None = None) -> Captioner | Retriever:
     """A captioner or an image-text dual encoder by name, whichever it is.
 
@@ -131,7 +133,7 @@ def load_retriever(name: str, prompt: str | None = None) -> Captioner | Retrieve
         name: Its name or folder.
         prompt: What it is asked if it is a chat model, and no prompt was saved with it.
     """
-    if has_captioner(AutoConfig.from_pretrained(name)):
+    if is_captioner(name):
         return as_captioner(name, otherwise=prompt)
     return DualEncoderRetriever(AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name))
 
@@ -146,7 +148,6 @@ def _arguments(options: EvaluateOptions, everything: EvaluationImages) -> dict[s
         frequencies = DocumentFrequencies.from_references(everything.prepared_references)
     return {
         "k": options.k,
-        "retriever": None if options.retriever is None else load_retriever(options.retriever, options.prompt),
         "metrics": options.metrics,
         "document_frequencies": frequencies,
         "samples_per_image": options.samples_per_image,

@@ -305,4 +305,10 @@ def _say_how_to_use(
     elif config.objective == "contrastive":
         console.say("Whether it is better, on a split that it was not trained on:")
         words = ["contrastive-caption", "compare", str(request.run.reference_model or request.run.model), folder]
-        console.code(shlex.join([*words, "--data", str(request.run.data)]))
+        words += ["--data", str(request.run.data)]
+        for name in ("prompt", "reference_prompt", "image_column", "image_id_column"):
+            if getattr(config, name) is not None:
+                words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+        if config.caption_columns is not None:
+            words += ["--caption-columns", ",".join(config.caption_columns)]
+        console.code(shlex.join(words))

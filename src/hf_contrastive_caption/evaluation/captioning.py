@@ -15,7 +15,7 @@ from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.evaluation.pool import ImagePool
 from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetriever
 from hf_contrastive_caption.fingerprints import json_digest
-from hf_contrastive_caption.generation import caption_images, describe_decoding
+from hf_contrastive_caption.generation import describe_decoding, stream_captions
 
 GIVEN = "captions were given"
 
@@ -95,14 +95,9 @@ def _written(
     mine = range(state.process_index, len(pool), state.num_processes)
     written: list[str] = []
     if mine:  # there may be fewer images than processes
-        written = caption_images(
-            captioner.model,
-            captioner.processor,
-            pool.select(mine),
-            batch_size=batch_size,
-            progress=progress and state.is_main_process,
-            **generate_kwargs,
-        )
+        shown = progress and state.is_main_process
+        found = stream_captions(captioner, pool.select(mine), batch_size=batch_size, progress=shown, **generate_kwargs)
+        written = [one.caption for one in found]
     pairs = list(zip(mine, written, strict=True))
     if state.num_processes > 1:
         pairs = gather_object(pairs)

@@ -30,6 +30,7 @@ from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks, rival_ima
 from hf_contrastive_caption.evaluation.retrieval.retrievers import Retriever
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import RECALL_AT, check_retrieval, self_retrieval
 from hf_contrastive_caption.loading import load_captioner
+from hf_contrastive_caption.prompting import PromptProcessor
 
 DEFAULT_METRICS = ("cider_d", "bleu", "meteor", "rouge_l")
 SIMILAR_IMAGES = 5
@@ -212,6 +213,11 @@ def as_captioner(
             "(tokenizer, image_processor), a captioner from captioner_for, or the name of a model."
         )
     return captioner_for(model, processing_class, prompt=prompt_or(prompt, model, processing_class, otherwise))
+
+
+def prompt_of(captioner: Captioner) -> str | None:
+    """What a captioner is asked, ``None`` if nothing."""
+    return captioner.processor.prompt if isinstance(captioner.processor, PromptProcessor) else None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH, ShuffledNegatives
 from hf_contrastive_caption.data.table import CaptionIndex, text_key
 from hf_contrastive_caption.evaluation.bootstrap import Floats
-from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner
+from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.report.page import write_page
@@ -152,6 +152,8 @@ def compare_captioners(
     *,
     processing_class: Any = None,
     reference_processing_class: Any = None,
+    prompt: str | None = None,
+    reference_prompt: str | None = None,
     names: tuple[str, str] | None = None,
     shown: int = SHOWN,
     log_history: Sequence[Mapping[str, Any]] | None = None,
@@ -170,6 +172,8 @@ def compare_captioners(
         dataset: One split with images, and captions where there are some; see :func:`evaluate_captioner`.
         processing_class: Tokenizer and image processor of a target given as a model.
         reference_processing_class: The same of the reference; the target's if not given.
+        prompt: What a target that is a chat model is asked; the prompt that was saved with it if not given.
+        reference_prompt: The same of the reference; else what was saved with it, else what the target is asked.
         names: What page and tables call reference and target.
         shown: How many images the page shows at most, drawn by the seed where there are more.
         log_history: The log of the target's training; read from ``trainer_state.json`` in its folder if not given.
@@ -198,10 +202,13 @@ def compare_captioners(
         names = _names(reference, target)
     if log_history is None:
         log_history = stored_log(target)
-    sides = (as_captioner(reference, reference_processing_class), as_captioner(target, processing_class))
+    if "captions" in options:
+        raise ValueError("captions were given, but each of the two captioners writes its own here; leave them out")
+    after = as_captioner(target, processing_class, prompt)
+    before = as_captioner(reference, reference_processing_class, reference_prompt, otherwise=prompt_of(after))
     options = {"batch_size": batch_size, "seed": seed, **options}
     return compare_in_place(
-        lambda: nullcontext(sides[0]), lambda: nullcontext(sides[1]), images, names, shown, log_history, options
+        lambda: nullcontext(before), lambda: nullcontext(after), images, names, shown, log_history, options
     )
 
 
