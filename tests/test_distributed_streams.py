@@ -124,6 +124,7 @@ def check_division(seen: list[dict[str, Any]], data: Path) -> None:
     assert seen[0]["eval_loss"] == seen[1]["eval_loss"]
 
 
+@pytest.mark.slow
 def test_two_processes_read_files_of_their_own(tmp_path: Path) -> None:
     write_files(tmp_path / "data")
     seen, printed = launch(tmp_path / "run", tmp_path / "data", save_only_model=True)

@@ -157,7 +157,7 @@ def check_saved(folder: Path, digest: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("given",),
+        pytest.param(("given",), marks=pytest.mark.slow),
         pytest.param(("copy",), marks=pytest.mark.slow),
     ],
 )
