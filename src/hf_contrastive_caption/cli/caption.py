@@ -15,12 +15,10 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from hf_contrastive_caption.captioners import Captioner, caption_batch
-from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.cli.image_files import check_named, images_of
 from hf_contrastive_caption.data.images import BadImageError, open_image
 from hf_contrastive_caption.evaluation.evaluator import as_captioner
-from hf_contrastive_caption.generation import caption_images
+from hf_contrastive_caption.generation import stream_captions
 
 Captioned = tuple[str, float | None]
 """A caption, and its log-probability in nats if that was asked for."""
@@ -92,15 +90,14 @@ def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], S
     """Load the captioner; what is returned captions a batch of images."""
     transformers_logging.disable_progress_bar()
     captioner = as_captioner(options.model, prompt=options.prompt)
-    model = captioner.model
-    model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    captioner.model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     set_seed(options.seed)
     arguments = _generation(options)
 
     def captions_of(images: list[Image.Image]) -> list[Captioned]:
-        captions = caption_images(model, captioner.processor, images, batch_size=len(images), **arguments)
-        scores = _log_probs(captioner, images, captions) if options.log_probs else [None] * len(images)
-        return list(zip(captions, scores, strict=True))
+        scored = options.log_probs
+        found = stream_captions(captioner, images, batch_size=len(images), return_log_probs=scored, **arguments)
+        return [(one.caption, one.log_prob) for one in found]
 
     return captions_of
 
@@ -114,17 +111,6 @@ def _generation(options: CaptionOptions) -> dict[str, Any]:
         "top_p": options.top_p,
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _log_probs(captioner: Captioner, images: list[Image.Image], captions: list[str]) -> list[float]:
-    """The ln p of captions as the model reads them, (n_images,); scores of a beam search are something else."""
-    device = captioner.base_model.device
-    inputs = {name: value.to(device) for name, value in captioner.processor.process_images(images).items()}
-    tokens = captioner.processor.tokenize(captions).input_ids
-    batch = caption_batch(tokens, range(len(images)), device)
-    with evaluation_mode(captioner.base_model), torch.no_grad():
-        scores: list[float] = captioner.log_probs(captioner.model, inputs, batch).tolist()
-    return scores
 
 
 def _paths(options: CaptionOptions) -> Iterator[str]:
