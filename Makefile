@@ -24,7 +24,7 @@ demo: $(VENV)/.installed ## Train, tune and compare a small captioner on drawn s
 	$(VENV)/bin/contrastive-caption demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the quick tests (ARGS="..." are passed to pytest)
-	$(TEST_ENV) $(PYTEST) $(ARGS)
+	$(TEST_ENV) $(PYTEST) -n logical --maxprocesses=4 --dist=loadfile $(ARGS)
 
 slow: $(VENV)/.installed-dev ## Run the slow tests, naming what was skipped
 	$(TEST_ENV) $(PYTEST) -m slow -rs --timeout=1800 $(ARGS)
