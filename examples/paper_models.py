@@ -26,29 +26,16 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import PreTrainedModel, PrinterCallback, ResNetConfig, set_seed
+from transformers import PreTrainedModel, PrinterCallback
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer, captioner_for, scenes
 from hf_contrastive_caption.demo.comparison import ModelScores, learning_rows, score_models, two_sides_rows
 from hf_contrastive_caption.evaluation.measures import aligned_table
-from hf_contrastive_caption.models import (
-    AdaptiveAttention,
-    AdaptiveAttentionConfig,
-    ShowAndTell,
-    ShowAndTellConfig,
-    small_image_processor,
-    word_level_tokenizer,
-)
+from hf_contrastive_caption.models import small_image_processor, small_recurrent_captioner, word_level_tokenizer
 from hf_contrastive_caption.models.recurrent import RecurrentCaptionerModel
 from hf_contrastive_caption.processing import CaptionProcessor
 
-KINDS: dict[str, tuple[Any, Any]] = {
-    "adaptive-attention": (AdaptiveAttentionConfig, AdaptiveAttention),
-    "show-and-tell": (ShowAndTellConfig, ShowAndTell),
-}
-VISION = {"embedding_size": 16, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1], "layer_type": "basic"}
-WIDTH = 128
-INITIALIZER_RANGE = 0.1  # near 1 / sqrt(WIDTH)
+KINDS = ("adaptive-attention", "show-and-tell")  # the second gets the vision model of the first
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[ModelScores]]:
@@ -60,7 +47,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[ModelScores]]:
     vision: PreTrainedModel | None = None
     for kind in KINDS:
         start = perf_counter()
-        new = new_captioner(kind, tokenizer, options.seed, vision)
+        new = small_recurrent_captioner(kind, tokenizer, vision, seed=options.seed)
         models, processor = train(options, kind, new, tokenizer, data["train"])
         vision = models["reference"].vision.model
         args = training_arguments(options, kind, "contrastive", options.steps)
@@ -75,30 +62,6 @@ def main(arguments: list[str] | None = None) -> dict[str, list[ModelScores]]:
             draw_attention(models["contrastive"], processor, data["test"], options.picture)
     write_results(options, found, seconds)
     return found
-
-
-def new_captioner(
-    kind: str, tokenizer: Any, seed: int, vision: PreTrainedModel | None = None
-) -> RecurrentCaptionerModel:
-    """A captioner for images of 64 pixels: random weights around a small ResNet, or around a trained vision model."""
-    config_class, model_class = KINDS[kind]
-    settings = {} if vision is None else {"freeze_vision": True}
-    if kind == "show-and-tell":
-        settings["normalize_image"] = True  # else it takes about twice the steps to tell the images apart
-    config = config_class(
-        vision_config=ResNetConfig(**VISION) if vision is None else vision.config,
-        vocab_size=len(tokenizer),
-        embedding_size=WIDTH,
-        hidden_size=WIDTH,
-        initializer_range=INITIALIZER_RANGE,
-        decoder_start_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **settings,
-    )
-    set_seed(seed)
-    model: RecurrentCaptionerModel = model_class(config, copy.deepcopy(vision))
-    return model
 
 
 def train(

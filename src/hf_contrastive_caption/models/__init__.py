@@ -11,6 +11,7 @@ from hf_contrastive_caption.models.show_and_tell import ShowAndTell, ShowAndTell
 
 if TYPE_CHECKING:
     from hf_contrastive_caption.models.small import small_captioner, small_image_processor, word_level_tokenizer
+    from hf_contrastive_caption.models.small_recurrent import small_recurrent_captioner
 
 __all__ = [
     "AdaptiveAttention",
@@ -19,10 +20,15 @@ __all__ = [
     "ShowAndTellConfig",
     "small_captioner",
     "small_image_processor",
+    "small_recurrent_captioner",
     "word_level_tokenizer",
 ]
 
 # Not at once: the small captioner is made with what the captioners' room offers, which knows the models of the paper.
 __getattr__, __dir__ = lazy_names(
-    __name__, {"small": ("small_captioner", "small_image_processor", "word_level_tokenizer")}
+    __name__,
+    {
+        "small": ("small_captioner", "small_image_processor", "word_level_tokenizer"),
+        "small_recurrent": ("small_recurrent_captioner",),
+    },
 )

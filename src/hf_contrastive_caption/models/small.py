@@ -138,7 +138,7 @@ def small_captioner(
             f"Got image_size={image_size}, patch_size={patch_size}, width={width}, heads={heads}. patch_size must "
             "divide image_size, and heads must divide width."
         )
-    start, end, pad = (_token_id(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token"))
+    start, end, pad = (token_id(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = ViTModel(
@@ -194,7 +194,8 @@ def _set_tokens(model: VisionEncoderDecoderModel, start: int, end: int, pad: int
     )
 
 
-def _token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+def token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    """The id of a special token by its name, such as ``"eos_token"``; a ``ValueError`` if there is none."""
     number = tokenizer.convert_tokens_to_ids(tokenizer.special_tokens_map.get(name) or "")
     if not isinstance(number, int):
         raise ValueError(f"The {type(tokenizer).__name__} has no {name}. Set tokenizer.{name} to one of its tokens.")
