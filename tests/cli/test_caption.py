@@ -14,6 +14,7 @@ from hf_contrastive_caption.captioners import caption_batch
 from hf_contrastive_caption.cli import caption as command
 from hf_contrastive_caption.cli.errors import WrongUseError
 from hf_contrastive_caption.cli.image_files import check_named, images_of
+from hf_contrastive_caption.data.images import image_files
 from hf_contrastive_caption.loading import load_model, load_processing
 from tests import tiny
 from tests.cli.commands import run, workplace
@@ -25,13 +26,16 @@ QUICK = ("--max-new-tokens", 6)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = workplace(tmp_path_factory.mktemp("caption"))
     (folder / "photos" / "b").mkdir(parents=True)
-    for name, image in zip(("z.png", "b/1.JPG", "b/ü 2.png", "a.webp"), tiny.images(4), strict=True):
-        image.save(folder / "photos" / name)
+    for name, image in zip(("z.png", "b/1.JPG", "b/ü 2.png", "a.jfif"), tiny.images(4), strict=True):
+        image.save(folder / "photos" / name, format="PNG")
     (folder / "photos" / "notes.txt").write_text("no image")
+    (folder / "photos" / ".thumbnails").mkdir()
+    for hidden in (".hidden.png", ".thumbnails/z.png"):
+        tiny.images(1)[0].save(folder / "photos" / hidden)
     return folder
 
 
-NAMES = ("a.webp", "z.png", "b/1.JPG", "b/ü 2.png")
+NAMES = ("a.jfif", "z.png", "b/1.JPG", "b/ü 2.png")
 """In the order in which a folder is read."""
 
 
@@ -88,6 +92,18 @@ def test_images_that_do_not_open(place, tmp_path, capsys):
     assert "none of the images opens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("device", "code", "message"),
+    [
+        ("sofa", 2, "--device sofa names no device; give one such as cpu"),
+        ("cuda:99", 1, "cannot be put on the device 'cuda:99' of --device"),
+    ],
+)
+def test_devices_that_are_not_there(place, capsys, device, code, message):
+    assert run("caption", place / "photos", "--model", place / "model", "--device", device) == code
+    assert message in capsys.readouterr().err
+
+
 def test_words_that_name_nothing_are_wrong_use(place, tmp_path, capsys):
     for word, message in (
         (tmp_path / "gone.png", "there is no image"),
@@ -105,6 +121,8 @@ def test_what_words_name(place):
     assert list(images_of(str(photos))) == [str(photos / name) for name in NAMES]
     assert list(images_of(str(photos / "*.png"))) == [str(photos / "z.png")]
     assert list(images_of(str(photos / "**" / "*.png"))) == [str(photos / "b/ü 2.png"), str(photos / "z.png")]
+    assert list(images_of(str(photos))) == list(map(str, image_files(photos)))  # as Captioner.stream reads it
+    assert list(images_of(str(photos / ".hidden.png"))) == [str(photos / ".hidden.png")]
     assert list(images_of(str(photos / "notes.txt"))) == [str(photos / "notes.txt")]  # named, so it is tried
     assert list(images_of("https://example.org/a.jpg")) == ["https://example.org/a.jpg"]
     odd = place / "odd[1].png"
@@ -133,6 +151,6 @@ def test_a_folder_of_any_size_is_read_a_batch_at_a_time(monkeypatch):
     monkeypatch.setattr(command, "check_named", lambda words: None)
     monkeypatch.setattr(command, "open_image", lambda path: path)
     monkeypatch.setattr(command, "load_captions_of", lambda options: captions_of)
-    assert command.caption(command.CaptionOptions(("x",), "m", batch_size=4), out) == 10
+    assert command.caption(command.CaptionOptions(images=["x"], model="m", batch_size=4), out) == 10
     assert open_at_once == [4, 4, 2]
     assert out.getvalue().splitlines()[0] == "0.png\ta caption of two lines"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_one_captioner(folder, capsys):
     assert "10 of 10 images of the split 'test'" in shown
 
 
+def test_what_is_said_beside_the_table(folder, capsys):
+    """One line for a warning, and no progress bars where there is no terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        assert run(folder / "tuned", "--data", folder / "data", *QUICK, "--k", "1") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "document frequencies" in line] == [line for line in lines if "warning" in line]
+    assert len([line for line in lines if line.startswith("warning: the document frequencies of CIDEr")]) == 1
+    assert not [line for line in lines if "%|" in line or ".py:" in line]
+
+
 def test_two_captioners_and_a_report(folder, tmp_path, capsys):
     out = tmp_path / "report.json"
     words = ["--reference", folder / "reference", "--out", out, "--cache-dir", tmp_path / "cache", "--images", 8]
@@ -105,8 +117,11 @@ def test_in_a_terminal_the_table_is_drawn(folder, monkeypatch):
         (["--data", "missing"], 1, "missing does not exist"),
         (["--data", "data", "--split", "dev"], 1, "there is no split 'dev'"),
         (["--data", "data", "--k", "1,x"], 2, "no list of whole numbers"),
-        (["--data", "data", "--metrics", "spice"], 1, "metrics must be one or more of"),
-        (["--data", "data", "--out", "nowhere/report.json"], 1, "nowhere/report.json does not exist"),
+        (["--data", "data", "--metrics", "spice"], 2, "metrics must be one or more of"),
+        (["--data", "data", "--out", "nowhere/report.json"], 2, "the folder of 'nowhere/report.json' does not exist"),
+        (["--data", "data", "--reference-prompt", "Say it."], 2, "of --reference is asked, and there is none"),
+        (["--data", "data", "--samples-per-image", "1"], 2, "take 2 or more, or 0"),
+        (["--data", "data", "--document-frequencies", "data"], 2, "is a directory"),
         ([], 2, "Missing option"),
     ],
 )

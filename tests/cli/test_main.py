@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -43,6 +44,7 @@ def test_help_names_the_commands_and_their_options():
     assert {"demo", "train", "caption", "convert", "env", "--debug", "--version"} <= set(done.stdout.split())
     assert {"--install-completion", "--show-completion"} <= set(done.stdout.split())
     assert len(done.stdout.splitlines()) < 30
+    assert "..." not in done.stdout.replace("[ARGS]...", "")  # no command's line is cut
     done = run("demo", "--help")
     assert done.returncode == 0
     options = ("seed", "output-dir", "train-images", "reference-steps", "steps", "num-negatives", "quick")
@@ -82,6 +84,60 @@ def test_a_failure_ends_with_1_and_one_message(monkeypatch, capsys, place):
     assert ("Traceback" in shown) == (place is not None)
     if place is None:
         assert shown.splitlines()[0] == "error: this cannot work; do that instead"
+
+
+def test_ctrl_c_ends_with_130(monkeypatch, capsys):
+    from hf_contrastive_caption.cli import environment
+    from hf_contrastive_caption.cli.main import main
+
+    def interrupted() -> dict[str, str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "environment", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["env"])
+    assert end.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_a_line_and_said_once(monkeypatch, capsys):
+    import warnings
+
+    from hf_contrastive_caption.cli import environment
+    from hf_contrastive_caption.cli.main import main
+
+    def warn() -> dict[str, str]:
+        for text in ("few images", "few images", "no Java"):
+            warnings.warn(text, stacklevel=1)
+        warnings.warn("few images", stacklevel=2)  # from another line
+        return {}
+
+    before = warnings.showwarning
+    monkeypatch.setattr(environment, "environment", warn)
+    with pytest.raises(SystemExit) as end:
+        main(["env"])
+    assert end.value.code == 0
+    assert capsys.readouterr().err.splitlines() == ["warning: few images", "warning: no Java"]
+    assert warnings.showwarning is before
+
+
+@pytest.mark.parametrize(
+    ("command", "titles"),
+    [
+        ("caption", ["Arguments", "Options", "Output", "Decoding"]),
+        ("evaluate", ["Arguments", "Options", "Data", "Captions", "Measures"]),
+        ("compare", ["Arguments", "Options", "Data", "Captions", "Measures"]),
+    ],
+)
+def test_options_stand_in_groups_with_defaults(command, titles):
+    lines = run(command, "--help").stdout.splitlines()
+    assert [line[:-1] for line in lines if line.endswith(":") and not line.startswith(" ")] == titles
+    for line in lines:
+        if line.startswith("  --"):  # in one column, beside its words
+            assert re.fullmatch(r"  --\S+( \S+)?  +\S.*", line), line
+    text = " ".join(" ".join(lines).split())
+    assert "[default: (3" in text and "[default: 0; x>=0]" in text and "[required]" in text
 
 
 def test_env_names_the_versions():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TextIO
 
@@ -13,35 +12,17 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import set_seed
-from transformers.utils import logging as transformers_logging
 
+from hf_contrastive_caption.cli.caption_command import CaptionOptions
+from hf_contrastive_caption.cli.errors import WrongUseError
 from hf_contrastive_caption.cli.image_files import check_named, images_of
+from hf_contrastive_caption.console import no_other_progress_bars
 from hf_contrastive_caption.data.images import BadImageError, open_image
 from hf_contrastive_caption.evaluation.evaluator import as_captioner
 from hf_contrastive_caption.generation import stream_captions
 
 Captioned = tuple[str, float | None]
 """A caption, and its log-probability in nats if that was asked for."""
-
-
-@dataclass(frozen=True)
-class CaptionOptions:
-    """What the command was asked for; see its ``--help``."""
-
-    images: tuple[str, ...]
-    model: str
-    as_json: bool = False
-    log_probs: bool = False
-    prompt: str | None = None
-    num_beams: int | None = None
-    max_new_tokens: int | None = None
-    sample: bool = False
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int = 0
-    batch_size: int = 16
-    device: str | None = None
-    skip_bad: bool = False
 
 
 def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
@@ -88,9 +69,13 @@ def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
 
 def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], Sequence[Captioned]]:
     """Load the captioner; what is returned captions a batch of images."""
-    transformers_logging.disable_progress_bar()
-    captioner = as_captioner(options.model, prompt=options.prompt)
-    captioner.model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(options.device)
+    with no_other_progress_bars():
+        captioner = as_captioner(options.model, prompt=options.prompt)
+    try:
+        captioner.model.to(device)
+    except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without it
+        raise ValueError(f"the captioner cannot be put on the device {str(device)!r} of --device: {error}") from error
     set_seed(options.seed)
     arguments = _generation(options)
 
@@ -100,6 +85,15 @@ def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], S
         return [(one.caption, one.log_prob) for one in found]
 
     return captions_of
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise WrongUseError(f"--device {name} names no device; give one such as cpu, cuda or cuda:1") from error
 
 
 def _generation(options: CaptionOptions) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def convert(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that do not open.")] = False,
     shard_mb: Annotated[int, typer.Option(min=1, help="About how large a file may be, in megabytes.")] = 500,
 ) -> None:
-    """Turn a captioning data set into parquet files that hold its images.
+    """Turn a captioning data set into parquet files with its images.
 
     Reads what captioning data sets come in, and a folder of images; writes one or more files for each split, with the
     columns image, captions and image_id, for train, evaluate and load_dataset. They appear when all are complete.

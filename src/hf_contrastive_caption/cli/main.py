@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +23,7 @@ from hf_contrastive_caption.cli.errors import WRONG_USE, WrongUseError
 from hf_contrastive_caption.cli.launch import own_words
 from hf_contrastive_caption.cli.measure_commands import compare, evaluate
 from hf_contrastive_caption.cli.train_command import TrainCommand, train
+from hf_contrastive_caption.cli.words import GroupedCommand
 from hf_contrastive_caption.demo.settings import QUICK, DemoSettings
 
 _DEFAULT = DemoSettings()
@@ -30,6 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 
 
@@ -44,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments[:own]  # wherever it stands, before or after the command
     words = [word for word in arguments[:own] if word != "--debug"]
     try:
-        app([*words, *arguments[own:]], prog_name="contrastive-caption")
+        with _short_warnings():
+            app([*words, *arguments[own:]], prog_name="contrastive-caption")
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -53,6 +59,21 @@ def main(arguments: list[str] | None = None) -> None:
             if not isinstance(error, WrongUseError):
                 print("(--debug shows where this comes from)", file=sys.stderr)
         sys.exit(WRONG_USE if isinstance(error, WrongUseError) else 1)
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Warnings as one line each, without the line of source that they come from, and none of them twice."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *where_from: Any, **more: Any) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _print_version(wanted: bool) -> None:
@@ -124,10 +145,8 @@ def demo(
 
 
 app.command(cls=TrainCommand, add_help_option=False, context_settings=TrainCommand.SETTINGS)(train)
-app.command()(caption)
-app.command()(evaluate)
-app.command()(compare)
-app.command()(convert)
+for _command in (caption, evaluate, compare, convert):
+    app.command(cls=GroupedCommand)(_command)
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
@@ -144,7 +163,10 @@ def launch(
         int | None, typer.Option(min=1, help="How many processes.", show_default="one per GPU")
     ] = None,
 ) -> None:
-    """Run a training script in several processes, by accelerate launch. Ends with the script's exit code."""
+    """Run a training script in several processes.
+
+    By accelerate launch; ends with the script's exit code.
+    """
     from hf_contrastive_caption.cli import launch as command
 
     raise typer.Exit(command.launch(accelerate_config, num_processes, script, arguments or []))

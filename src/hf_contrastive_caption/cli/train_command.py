@@ -61,7 +61,7 @@ def _fields(file: Path, classes: tuple[str, ...]) -> Iterator[str]:
 
 
 def train(ctx: typer.Context) -> None:
-    """Tune a captioner on your images, contrastively or by maximum likelihood (train --help lists the options)."""
+    """Tune a captioner on your images and captions."""
     from hf_contrastive_caption.cli import train as command
 
     raise typer.Exit(command.train(ctx.args))
