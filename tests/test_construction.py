@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import (
-    HfArgumentParser,
-)
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import HfArgumentParser
 
 from hf_contrastive_caption import (
     ContrastiveCaptionConfig,
@@ -17,6 +17,7 @@ from hf_contrastive_caption import (
     ContrastiveCaptionTrainer,
     captioner_for,
 )
+from hf_contrastive_caption.loading import load_model
 from tests import tiny
 from tests.training import arguments, logged, trainer
 
@@ -34,6 +35,48 @@ def test_a_reference_with_its_own_vocabulary(tmp_path: Path) -> None:
     assert logged(run, "loss")[0] > 1.5  # an unrelated reference does not cancel
     with pytest.raises(ValueError, match="vocabulary of 65|vocabulary of"):
         trainer(tmp_path, reference_model=tiny.captioner_model(vocab_size=tiny.VOCABULARY_SIZE + 1))
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A folder with an adapter that does something, of a captioner in another folder."""
+    tiny.captioner_model().save_pretrained(tmp_path / "base")
+    first = trainer(
+        tmp_path / "adapter",
+        model=load_model(str(tmp_path / "base")),
+        peft_config=LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False),
+    )
+    first.save_model()
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_by_name_goes_on_training_and_is_its_own_reference(tmp_path: Path, adapter: Path) -> None:
+    base = load_model(str(tmp_path / "base"))
+    loaded = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+    as_object = trainer(tmp_path / "object", model=loaded)
+    by_name = trainer(tmp_path / "name", model=str(adapter), processing_class=None)  # what lies beside the adapter
+    assert isinstance(by_name.model, PeftModel)
+    assert by_name.reference.description == as_object.reference.description
+    for run in (as_object, by_name):
+        run.train()
+    assert logged(by_name, "loss") == logged(as_object, "loss")
+    assert logged(by_name, "loss")[0] == pytest.approx(math.log(4), abs=1e-5)  # equal models, also not the base's
+    expected = as_object.model.state_dict()
+    for name, weight in by_name.model.state_dict().items():
+        assert torch.equal(weight, expected[name])
+    moved = [name for name, weight in by_name.model.named_parameters() if weight.requires_grad]
+    assert moved and all("lora_" in name for name in moved)
+
+
+def test_an_adapter_by_name_as_the_reference(tmp_path: Path, adapter: Path) -> None:
+    base = load_model(str(tmp_path / "base"))
+    losses = []
+    for reference in (str(adapter), PeftModel.from_pretrained(base, str(adapter))):
+        run = trainer(tmp_path / "out", reference_model=reference)
+        run.train()
+        losses.append(logged(run, "loss"))
+    assert losses[0] == losses[1]
+    assert losses[0][0] != pytest.approx(math.log(4), abs=1e-5)  # and not the base
 
 
 @pytest.mark.parametrize(

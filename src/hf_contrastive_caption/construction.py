@@ -22,7 +22,7 @@ from hf_contrastive_caption.data.dataset import warn_of_cut_captions
 from hf_contrastive_caption.data.examples import Augmentation
 from hf_contrastive_caption.data.stream import uneven_shards_message
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool
-from hf_contrastive_caption.loading import load_model, load_processing
+from hf_contrastive_caption.loading import load_parts
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import PrecomputedReference, Reference
 from hf_contrastive_caption.reference.adapters import PROMPT_LEARNING
@@ -90,16 +90,11 @@ def make_captioner(
         argument: What the user gave it as, ``"model"`` or ``"reference_model"``.
         asked: What the target is asked, for a reference that has no prompt of its own.
     """
-    if isinstance(model, os.PathLike):
-        model = os.fspath(model)
-    if isinstance(model, str):
-        arguments: dict[str, Any] = {}
-        if argument == "model" and isinstance(args.model_init_kwargs, dict):
-            arguments = args.model_init_kwargs
-        name, model = model, load_model(model, **arguments)
-        if processing_class is None:
-            processing_class = load_processing(name, whole=takes_prompt(model), **arguments)
-    if argument == "model":
+    trains = argument == "model"
+    if isinstance(model, (str, os.PathLike)):
+        arguments = args.model_init_kwargs if trains and isinstance(args.model_init_kwargs, dict) else {}
+        model, processing_class = load_parts(model, processing_class=processing_class, trainable=trains, **arguments)
+    if trains:
         check_trainable(model)
     if processing_class is None:
         raise ValueError(
@@ -114,7 +109,7 @@ def make_captioner(
         max_logits_bytes=args.max_logits_bytes,
     )
     limit, longest = captioner.processor.max_caption_tokens, args.max_caption_tokens
-    if longest is not None and limit is not None and longest > limit and argument == "model":
+    if longest is not None and limit is not None and longest > limit and trains:
         logger.warning("max_caption_tokens=%d is more than the decoder's %d positions, which hold", longest, limit)
     if longest is not None and (limit is None or longest < limit):
         captioner.processor = dataclasses.replace(captioner.processor, max_caption_tokens=longest)

@@ -80,6 +80,24 @@ def load_captioner(
         OSError: If there is no such repository, or it may not be read.
         TypeError: If it is no captioner of a known family.
     """
+    model, processing_class = load_parts(name, processing_class=processing_class, **model_init_kwargs)
+    if device is not None and "device_map" not in model_init_kwargs:
+        model.to(PartialState().device if device == "auto" else device)
+    asked = prompt_or(prompt, model, processing_class, otherwise)
+    return captioner_for(model.eval(), processing_class, prompt=asked)
+
+
+def load_parts(
+    name: str | os.PathLike[str], *, processing_class: Any = None, trainable: bool = False, **model_init_kwargs: Any
+) -> tuple[Any, Any]:
+    """What :func:`load_captioner` makes a captioner of: the model, and its tokenizer and image processor.
+
+    Args:
+        name: See there, and for the errors.
+        processing_class: See there.
+        trainable: Let the weights of an adapter train, as they do not when PEFT loads it to be used.
+        **model_init_kwargs: See there.
+    """
     name = os.fspath(name)
     _check_name(name)
     where = _where_from(model_init_kwargs)
@@ -94,15 +112,12 @@ def load_captioner(
         raise TypeError(unknown_captioner(config, source))
     model: Any = load_model(source, **base_kwargs)
     if adapter:
-        model = PeftModel.from_pretrained(model, name, **where)
+        model = PeftModel.from_pretrained(model, name, is_trainable=trainable, **where)
     if processing_class is None:
         own = not adapter or any(_has_file(name, file, where) for file in _OWN_PROCESSING)
         beside, kwargs = (name, model_init_kwargs) if own else (source, base_kwargs)
         processing_class = load_processing(beside, whole=takes_prompt(model), **kwargs)
-    if device is not None and "device_map" not in model_init_kwargs:
-        model.to(PartialState().device if device == "auto" else device)
-    asked = prompt_or(prompt, model, processing_class, otherwise)
-    return captioner_for(model.eval(), processing_class, prompt=asked)
+    return model, processing_class
 
 
 def _config(name: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
