@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -76,6 +77,44 @@ def test_import_loads_no_heavy_library() -> None:
 
 def test_package_is_typed() -> None:
     assert (PACKAGE / "py.typed").read_bytes() == b""
+
+
+#: Imported where the user has them already: a tracker that is running, weights that DeepSpeed has cut.
+BROUGHT_BY_THE_USER = {"deepspeed", "wandb"}
+
+
+def imported() -> dict[str, set[str]]:
+    """Top-level modules of other projects that the package imports anywhere, and the files that do."""
+    found: dict[str, set[str]] = {}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            for name in names:
+                found.setdefault(name.partition(".")[0], set()).add(str(file.relative_to(PACKAGE)))
+    others = set(found) - set(sys.stdlib_module_names) - {"hf_contrastive_caption"}
+    return {name: found[name] for name in others}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported(project: dict[str, Any]) -> None:
+    """What comes with another dependency today may not tomorrow."""
+    extras = project["optional-dependencies"]
+    needed = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    optional = {
+        canonicalize_name(Requirement(text).name) for extra in extras if extra != "dev" for text in extras[extra]
+    }
+    homes = {module: set(map(canonicalize_name, names)) for module, names in metadata.packages_distributions().items()}
+    used = imported()
+    declared = needed | optional
+    assert {"torch", "PIL", "yaml", "huggingface_hub"} <= set(used)
+    unknown = {
+        module: files
+        for module, files in used.items()
+        if module not in BROUGHT_BY_THE_USER and not declared & homes.get(module, {canonicalize_name(module)})
+    }
+    assert unknown == {}
+    assert needed - {name for module in used for name in homes.get(module, ())} == set()
 
 
 def test_constraints_allow_every_dependency_and_extra(project: dict[str, Any]) -> None:
