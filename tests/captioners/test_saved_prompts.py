@@ -128,7 +128,7 @@ class TestUsing:
     def test_command_without_the_reference_that_is_asked(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as end:
             main(["evaluate", "a/b", "--data", "c", "--reference-prompt", "d"])
-        assert end.value.code == 1
+        assert end.value.code == 2
         assert "--reference-prompt is what the captioner of --reference is asked" in capsys.readouterr().err
 
 
