@@ -39,7 +39,7 @@ format: $(VENV)/.installed-dev ## Repair what ruff can repair
 	$(RUN) -m ruff format .
 
 docs: $(VENV)/.installed-docs ## Build the documentation into site/
-	$(RUN) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
