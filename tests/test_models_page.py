@@ -28,7 +28,7 @@ from transformers import (
 from hf_contrastive_caption.captioners import captioner_for
 from tests import tiny
 from tests.families import FAMILIES
-from tests.test_docs import python_blocks
+from tests.pages import python_blocks
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 LINES = {"all weights": "nlpconnect/vit-gpt2-image-captioning", "LoRA": "llava-hf/llava-1.5-7b-hf"}
@@ -66,7 +66,7 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 def lines_of(row: Row, folder: Path) -> str:
     """The block of the page with what the row says in the place of what stands there."""
     checkpoint = LINES[row.lines]
-    block = next(block for block in python_blocks(PAGE) if f'model="{checkpoint}"' in block)
+    block = next(block for block in python_blocks("docs/models.md") if f'model="{checkpoint}"' in block)
     other = next(other for other in ROWS if other.checkpoint == checkpoint)
     changes = {checkpoint: str(folder), f"prompt={other.prompt}": f"prompt={row.prompt}"}
     if row.target_modules:
