@@ -199,7 +199,7 @@ def compare_captioners(
     if reference_processing_class is None and not isinstance(reference, (str, PathLike)):
         reference_processing_class = processing_class
     if names is None:
-        names = _names(reference, target)
+        names = names_of(reference, target)
     if log_history is None:
         log_history = stored_log(target)
     if "captions" in options:
@@ -344,8 +344,8 @@ def _chosen(size: int, shown: int, seed: int) -> list[int]:
     return sorted(drawn)
 
 
-def _names(reference: Any, target: Any) -> tuple[str, str]:
-    """What to call the two: the last part of a folder's name if that tells them apart."""
+def names_of(reference: Any, target: Any) -> tuple[str, str]:
+    """What pages call the two: the last part of a folder's name if that tells them apart."""
     given = [str(side) if isinstance(side, (str, PathLike)) else "" for side in (reference, target)]
     short = [Path(name).name if Path(name).exists() else name for name in given]
     if not all(given) or given[0] == given[1]:

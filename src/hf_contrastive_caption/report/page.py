@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +18,9 @@ from hf_contrastive_caption.report.charts import (
     to_svg,
     training_chart,
 )
+from hf_contrastive_caption.report.style import template_text, word_style
 from hf_contrastive_caption.report.thumbnails import data_uri
+from hf_contrastive_caption.report.words import Word
 
 if TYPE_CHECKING:
     from hf_contrastive_caption.report.comparison import CaptionerComparison, ShownCaption, ShownImage
@@ -83,17 +84,23 @@ def render_page(comparison: CaptionerComparison) -> str:
         referenced=comparison.target.num_referenced > 0,
         scale=f"{scale:.1f}",
         version=version("hf-contrastive-caption"),
-        style=Markup(_text("page.css")),
-        script=Markup(_text("page.js")),
+        style=Markup(
+            word_style(":root", "@media (prefers-color-scheme: dark) { :root", "}") + template_text("page.css")
+        ),
+        script=Markup(template_text("page.js")),
     )
 
 
 def shading_scale(comparison: CaptionerComparison) -> float:
-    """The log-ratio in nats at which a word has its full colour: nine words of ten have less."""
-    sizes = [
-        abs(word.log_ratio) for image in comparison.images for side in (image.reference, image.target)
-        for word in side.words
-    ]  # fmt: skip
+    """The log-ratio in nats at which a word of a comparison has its full colour."""
+    return scale_of(
+        word for image in comparison.images for side in (image.reference, image.target) for word in side.words
+    )
+
+
+def scale_of(words: Iterable[Word]) -> float:
+    """The log-ratio in nats at which a word has its full colour: nine of ten of these words have less."""
+    sizes = [abs(word.log_ratio) for word in words]
     return max(float(np.quantile(sizes, 0.9)), 0.1) if sizes else 1.0
 
 
@@ -147,7 +154,3 @@ def _charts(comparison: CaptionerComparison) -> Iterator[Chart]:
         title = "Training"
         about = f"What the training of {target.name} logged."
         yield Chart(title, about, Markup(to_svg(curves, title)), wide=True)
-
-
-def _text(name: str) -> str:
-    return files("hf_contrastive_caption.report").joinpath("templates", name).read_text(encoding="utf-8")
