@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_contrastive_caption.cli.app_command import show_app
 from hf_contrastive_caption.cli.caption_command import caption
 from hf_contrastive_caption.cli.convert_command import convert
 from hf_contrastive_caption.cli.errors import WRONG_USE, WrongUseError
@@ -145,8 +146,14 @@ def demo(
 
 
 app.command(cls=TrainCommand, add_help_option=False, context_settings=TrainCommand.SETTINGS)(train)
-for _command in (caption, evaluate, compare, convert):
-    app.command(cls=GroupedCommand)(_command)
+for _name, _command in {
+    "caption": caption,
+    "evaluate": evaluate,
+    "compare": compare,
+    "app": show_app,
+    "convert": convert,
+}.items():
+    app.command(_name, cls=GroupedCommand)(_command)
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})

@@ -1,0 +1,82 @@
+"""``contrastive-caption app``: the page of two captioners, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from hf_contrastive_caption.app.limits import AppLimits
+from hf_contrastive_caption.app.serving import LOOPBACK, check_gradio, free_port, serve_app
+from hf_contrastive_caption.cli.errors import INTERRUPTED
+from hf_contrastive_caption.evaluation.evaluator import as_captioner, prompt_of
+from hf_contrastive_caption.report.comparison import names_of
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """What the command was asked for; see its ``--help``."""
+
+    reference: str
+    target: str
+    share: bool
+    host: str
+    port: int | None
+    prompt: str | None
+    reference_prompt: str | None
+    device: str | None
+    max_images: int
+    max_upload_mb: float
+    max_megapixels: float
+    max_beams: int
+    max_queue: int
+
+
+def show_app(options: AppOptions) -> None:
+    """Serve the page until Ctrl-C or SIGTERM.
+
+    Raises:
+        SystemExit: When it was stopped, with the exit code of that.
+    """
+    check_gradio()
+    free_port(options.host, options.port)  # before the captioners are loaded, which takes long
+    transformers_logging.disable_progress_bar()
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    target = as_captioner(options.target, prompt=options.prompt)
+    reference = as_captioner(options.reference, prompt=options.reference_prompt, otherwise=prompt_of(target))
+    for captioner in (reference, target):
+        captioner.model.to(device)
+    limits = AppLimits(
+        max_images=options.max_images,
+        max_upload_mb=options.max_upload_mb,
+        max_megapixels=options.max_megapixels,
+        max_beams=options.max_beams,
+        max_queue=options.max_queue,
+    )
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with serve_app(
+            reference,
+            target,
+            host=options.host,
+            port=options.port,
+            share=options.share,
+            limits=limits,
+            names=names_of(options.reference, options.target),
+        ) as address:
+            print(f"The page is {address} (Ctrl-C ends it)", flush=True)
+            if options.share or options.host not in (LOOPBACK, "localhost", "::1"):
+                print("Everybody who can reach this address can use it.", file=sys.stderr, flush=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nThe page has ended.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
