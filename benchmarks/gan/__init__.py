@@ -1,0 +1,1 @@
+"""The GAN captioner, a baseline: see ``benchmarks/gan_captioner.py``."""
