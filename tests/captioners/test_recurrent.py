@@ -15,7 +15,7 @@ from hf_contrastive_caption.captioners import CaptionBatch, Captioner, caption_b
 from hf_contrastive_caption.captioners.pairs import PairScorer
 from hf_contrastive_caption.captioners.recurrent import RecurrentCaptioner
 from hf_contrastive_caption.generation import caption_images
-from hf_contrastive_caption.models import word_level_tokenizer
+from hf_contrastive_caption.models import small_image_processor, small_recurrent_captioner, word_level_tokenizer
 from tests import recurrent, tiny
 from tests.captioners import naive
 from tests.training import logged, trainer
@@ -40,6 +40,18 @@ def images() -> dict[str, Tensor]:
 @pytest.fixture
 def captions() -> CaptionBatch:
     return tiny.captions(IMAGE_INDEX)
+
+
+@pytest.mark.parametrize("kind", recurrent.KINDS)
+def test_captions_in_one_line(kind: str, tmp_path: Path) -> None:
+    words = word_level_tokenizer([" ".join(tiny.WORDS)])
+    captioner = captioner_for(small_recurrent_captioner(kind, words), (words, small_image_processor(32)))
+    captioner.base_model.save_pretrained(tmp_path)
+    captioner.processor.save_pretrained(tmp_path)
+    loaded = Captioner.from_pretrained(tmp_path)
+    expected = caption_images(captioner.model, captioner.processor, tiny.images(3), max_new_tokens=5)
+    assert loaded.caption(tiny.images(3), max_new_tokens=5) == expected
+    assert [one.caption for one in loaded.stream(tiny.images(3), max_new_tokens=5)] == expected
 
 
 @pytest.mark.parametrize("kind", recurrent.KINDS)

@@ -43,7 +43,7 @@ class RecurrentCaptioner(Captioner):
 
     def __init__(self, model: nn.Module, processor: CaptionProcessor, **options: Any) -> None:
         super().__init__(model, processor, **options)
-        captioner = self._captioner
+        captioner = self._recurrent
         config = captioner.config
         check_vocabulary(config, processor, "model")
         self.start_token_id = given_start_token(
@@ -61,19 +61,19 @@ class RecurrentCaptioner(Captioner):
         return CaptionProcessor(tokenizer, image_processor, end)
 
     @property
-    def _captioner(self) -> RecurrentCaptionerModel:
+    def _recurrent(self) -> RecurrentCaptionerModel:
         model = self.base_model
         assert isinstance(model, RecurrentCaptionerModel)
         return model
 
     @property
     def _decoder(self) -> RecurrentDecoder:
-        return self._captioner.decoder
+        return self._recurrent.decoder
 
     @property
     def name(self) -> str:
         """See :attr:`Captioner.name`."""
-        return f"{type(self._captioner).__name__} of {type(self._vision.model).__name__}"
+        return f"{type(self._recurrent).__name__} of {type(self._vision.model).__name__}"
 
     @property
     def decoder(self) -> Any:
@@ -82,7 +82,7 @@ class RecurrentCaptioner(Captioner):
 
     def decoder_size(self) -> tuple[int, int]:
         """See :meth:`Captioner.decoder_size`."""
-        config = self._captioner.config
+        config = self._recurrent.config
         return config.num_hidden_layers, config.hidden_size
 
     @property
@@ -98,7 +98,7 @@ class RecurrentCaptioner(Captioner):
     def adopt_vision(self, other: Captioner) -> None:
         """See :meth:`Captioner.adopt_vision`."""
         assert isinstance(other, RecurrentCaptioner)
-        self._captioner.vision = self._vision = other.vision
+        self._recurrent.vision = self._vision = other.vision
 
     def encode(self, images: Images) -> Images:
         """See :meth:`Captioner.encode`; the features are (n_images, positions, width), pooled ones of one position."""
