@@ -22,7 +22,7 @@ from hf_contrastive_caption.evaluation.bootstrap import Floats
 from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.report import CaptionerReport
-from hf_contrastive_caption.report.page import write_page
+from hf_contrastive_caption.report.page import render_frame, write_page
 from hf_contrastive_caption.report.thumbnails import thumbnail
 from hf_contrastive_caption.report.words import CaptionScores, Word, log_ratios, score_captions
 
@@ -125,6 +125,10 @@ class CaptionerComparison:
         content = json.dumps(self.to_dict(), ensure_ascii=False)
         (target / "comparison.json").write_text(content + "\n", encoding="utf-8")
         return write_page(self, target / "index.html")
+
+    def _repr_html_(self) -> str:
+        """The page, as a notebook shows it below a cell that ends with the comparison."""
+        return render_frame(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, as JSON takes it."""

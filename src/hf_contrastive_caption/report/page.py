@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hf_contrastive_caption.report.charts import (
     charts_available,
@@ -63,6 +63,12 @@ def write_page(comparison: CaptionerComparison, path: Path) -> Path:
     unfinished.write_text(render_page(comparison), encoding="utf-8")
     unfinished.replace(path)
     return path
+
+
+def render_frame(comparison: CaptionerComparison) -> str:
+    """The page as an element of another page, such as a notebook: neither's styles and scripts reach the other's."""
+    frame = '<iframe srcdoc="{}" sandbox="allow-scripts" style="width: 100%; height: 640px; border: 0"></iframe>'
+    return frame.format(escape(render_page(comparison)))
 
 
 def render_page(comparison: CaptionerComparison) -> str:
