@@ -4,7 +4,7 @@
     python examples/chat_vlm.py --data photographs --output runs/qwen --model Qwen/Qwen2-VL-2B-Instruct
     python examples/chat_vlm.py --output runs/tiny-chat
 
-``--data`` is a folder with parquet files or images (see docs/data.md) that has the splits train and test. The third
+``--data`` is a folder with parquet files or images (see docs/cli.md) that has the splits train and test. The third
 command needs no download: it draws scenes, and makes a tiny chat model, which learns to caption them first.
 
 The prompt is asked through the model's chat template and is saved with the adapter, so that later it is asked again.

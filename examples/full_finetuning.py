@@ -4,7 +4,7 @@
     python examples/full_finetuning.py --data photographs --output runs/full --push-to-hub me/vit-gpt2-contrastive
     python examples/full_finetuning.py --output runs/full
 
-``--data`` is a folder with parquet files or images (see docs/data.md) that has the splits train and test. The third
+``--data`` is a folder with parquet files or images (see docs/cli.md) that has the splits train and test. The third
 command needs no download: it draws scenes, and trains a small captioner on them first.
 
 The captioner is tuned contrastively against a frozen copy of itself. The control, another copy, goes on with maximum

@@ -3,7 +3,7 @@
     python examples/lora.py --data photographs --output runs/lora
     python examples/lora.py --output runs/lora
 
-``--data`` is a folder with parquet files or images (see docs/data.md) that has the splits train and test. The second
+``--data`` is a folder with parquet files or images (see docs/cli.md) that has the splits train and test. The second
 command needs no download: it draws scenes, and trains a small captioner on them first.
 
 The reference takes no memory of its own. The output folder gets ``adapter`` (to publish or to keep: a few megabytes,

@@ -3,7 +3,7 @@
     python examples/sweep.py --data photographs --output runs/sweep --num-negatives 1 5 10 --noise-ratio 0.5 1 2
     python examples/sweep.py --output runs/sweep
 
-``--data`` is a folder with parquet files or images (see docs/data.md) that has the splits train and validation. The
+``--data`` is a folder with parquet files or images (see docs/cli.md) that has the splits train and validation. The
 second command needs no download: it draws scenes, and trains a small captioner on them first.
 
 The reference scores ahead, once for each K, the captions that the training will draw, since the draws do not depend on

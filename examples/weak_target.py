@@ -1,10 +1,9 @@
 """Tune a weak captioner against a strong reference of another kind, with a tokenizer of its own.
 
-    python examples/weak_target.py --data photographs --output runs/weak \
-        --model nlpconnect/vit-gpt2-image-captioning --reference-model Salesforce/blip-image-captioning-base
+    python examples/weak_target.py --data photographs --output runs/weak
     python examples/weak_target.py --output runs/weak
 
-``--data`` is a folder with parquet files or images (see docs/data.md) that has the splits train and test. The second
+``--data`` is a folder with parquet files or images (see docs/cli.md) that has the splits train and test. The second
 command needs no download: it draws scenes and trains two captioners on them first. The weak one is the paper's
 Adaptive Attention (a CNN and an LSTM) over pieces of words, stopped early; the strong one a ViT and GPT-2 over whole
 words.

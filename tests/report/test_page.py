@@ -75,6 +75,15 @@ def test_what_could_do_harm_stays_text(comparison):
     assert all(address.startswith(("data:", "#")) for address in addresses if address)  # no network
 
 
+def test_in_a_notebook_it_is_one_frame(comparison):
+    evil = with_text(comparison, EVIL)
+    outside = Tags(evil._repr_html_())
+    assert [tag for tag, _ in outside.seen] == ["iframe"]
+    attributes = outside.seen[0][1]
+    assert attributes["srcdoc"] == render_page(evil)  # the parser takes the escapes away
+    assert attributes["sandbox"] == "allow-scripts"
+
+
 def test_without_matplotlib_the_page_has_no_charts_and_says_so(comparison, monkeypatch: pytest.MonkeyPatch):
     assert Tags(render_page(comparison)).count("svg") == 3
     monkeypatch.setattr("hf_contrastive_caption.report.page.charts_available", lambda: False)
@@ -165,6 +174,14 @@ class TestInABrowser:
             "[...document.querySelectorAll('.word')].map(w => getComputedStyle(w).backgroundColor)"
         )
         assert len(set(colours)) > 5
+
+    def test_in_the_frame_of_a_notebook(self, comparison, tmp_path: Path):
+        (tmp_path / "notebook.html").write_text(f"<p>A cell</p>{with_text(comparison, EVIL)._repr_html_()}")
+        with open_page(tmp_path / "notebook.html") as page:
+            inside = page.frame_locator("iframe")
+            inside.locator("#search").fill("no such words")
+            assert inside.locator(".card:not([hidden])").count() == 0
+            assert page.evaluate("window.harmed") is None
 
     def test_light_dark_and_on_a_telephone(self, comparison, tmp_path: Path):
         comparison.save(tmp_path)
