@@ -71,7 +71,7 @@ class Bench:
             both = [captioner_for(model, self.processing, packing=layout) for model in (self.model, self.reference)]
             for captioner in both:
                 captioner.verify()
-            self.scorers[layout] = both[0], ContrastiveObjective(FrozenReference(both[1]), K, 1.0, 1.0, "both")
+            self.scorers[layout] = both[0], ContrastiveObjective(FrozenReference(both[1]), K, contrastive_caption_loss)
         return self.scorers[layout]
 
 

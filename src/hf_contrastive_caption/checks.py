@@ -104,7 +104,7 @@ def describe_not_finite(captioner: Captioner, inputs: Batch, output: ObjectiveOu
     texts = captioner.processor.decode([pieces[number] for number in wrong or range(min(5, len(pieces)))])
     shown = "captions without a finite score" if wrong else "all target scores are finite; first captions"
     return (
-        f"the loss is {output.loss.item()} in step {step}, rows {inputs['rows'].tolist()}; "
+        f"the loss is {output.loss.sum().item()} in step {step}, rows {inputs['rows'].tolist()}; "
         f"{shown}: {texts}. Training stops here, before the weights take it: lower the learning rate, or use bf16 "
         "instead of fp16"
     )

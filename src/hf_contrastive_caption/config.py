@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -18,6 +18,7 @@ from hf_contrastive_caption.evaluation.score import (
     parse_score,
     recall_number,
 )
+from hf_contrastive_caption.losses import LossTerms, LossType
 
 _NO_LOGITS = "logits are never kept here; `evaluate()` reports the loss, the log-ratios and the ranking by itself"
 _NOISE = "it adds noise to the target's scores, and the log-ratio to the reference must be free of it"
@@ -67,18 +68,26 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
 
     All of ``Seq2SeqTrainingArguments``, with the additions below. Inherited options that cannot work are refused with
     the reason. Four defaults differ: ``learning_rate`` is 1e-5, ``logging_steps`` 10, ``bf16`` is chosen by the
-    device (autocast where a GPU has bfloat16, float32 elsewhere), and ``ddp_find_unused_parameters`` is ``False`` for
-    the contrastive objective, where weights without a gradient are frozen beforehand. ``train_sampling_strategy`` may
+    device (autocast where a GPU has bfloat16, float32 elsewhere), and ``ddp_find_unused_parameters`` is ``False``
+    except for maximum likelihood: weights without a gradient are frozen beforehand. ``train_sampling_strategy`` may
     be ``"random"``, ``"sequential"`` or ``"group_by_length"``, by the captions that are drawn for the epoch.
 
     Args:
         objective: ``"contrastive"`` for the contrastive caption loss, ``"mle"`` for maximum likelihood (the negative
             log-likelihood per token, with the dropout that the model has): to train a reference, and as a control.
+            ``"introspective"`` compares a caption's likelihood for its own image with that for distractor images,
+            which are fixed in advance, without a reference; see :func:`introspective_loss`.
+        loss_type: What is made of the log-ratios of the contrastive objective: ``"contrastive"``, or one of its
+            relatives ``"dpo"``, ``"infonce"`` and ``"nca"``; see the functions in ``losses``.
         num_negatives: :math:`K`, how many captions of other images each positive is compared with; 5 in the paper.
+            With ``"introspective"`` the number of distractor images, each of which is encoded.
         noise_ratio: :math:`\nu`, the weight of negatives against positives; 1 in the paper. Not the same as
-            ``num_negatives``.
+            ``num_negatives``. For ``loss_type="contrastive"`` only.
         beta: Scale of the log-ratio; 1 in the paper.
-        loss_terms: ``"both"``, or ``"positives"`` or ``"negatives"`` alone, for the paper's ablation.
+        loss_terms: ``"both"``, or ``"positives"`` or ``"negatives"`` alone, for the paper's ablation. For
+            ``loss_type="contrastive"`` only.
+        mle_weight: Weight of a further term, the negative log-likelihood per token of the positives: so many times the
+            loss of ``objective="mle"`` on the same captions, but without dropout. It needs no further forward.
         captions_per_image: How many of its captions an image brings to an epoch, drawn anew every epoch, or ``"all"``.
         image_column: The column with images; found by its feature type if not given.
         caption_columns: The column or columns with captions; found by their types if not given.
@@ -133,11 +142,13 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
 
-    objective: str = field(default="contrastive", metadata={"help": "'contrastive' or 'mle'."})
+    objective: str = field(default="contrastive", metadata={"help": "'contrastive', 'introspective' or 'mle'."})
+    loss_type: str = field(default="contrastive", metadata={"help": "'contrastive', 'dpo', 'infonce' or 'nca'."})
     num_negatives: int = field(default=5, metadata={"help": "Negatives for each positive (K)."})
     noise_ratio: float = field(default=1.0, metadata={"help": "Weight of negatives against positives (nu)."})
     beta: float = field(default=1.0, metadata={"help": "Scale of the log-ratio."})
     loss_terms: str = field(default="both", metadata={"help": "'both', 'positives' or 'negatives'."})
+    mle_weight: float = field(default=0.0, metadata={"help": "Weight of the positives' likelihood beside the loss."})
     captions_per_image: int | str = field(default=1, metadata={"help": "Captions of an image in an epoch, or 'all'."})
     image_column: str | None = field(default=None, metadata={"help": "Column with images."})
     caption_columns: list[str] | None = field(default=None, metadata={"help": "Column or columns with captions."})
@@ -174,13 +185,14 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         """
         self._check_refused()
         self._check_own()
+        self._check_objective()
         self._check_reference()
         self._check_evaluation()
         if isinstance(self.caption_columns, str):
             self.caption_columns = [self.caption_columns]
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bfloat16()
-        if self.ddp_find_unused_parameters is None and self.objective == "contrastive":
+        if self.ddp_find_unused_parameters is None and self.objective != "mle":
             # Trainer's default is a walk through the graph in every step. Weights without a gradient are frozen before
             # training, and no layer is dropped. Maximum likelihood keeps the dropout of whole layers, and the walk.
             self.ddp_find_unused_parameters = False
@@ -219,8 +231,9 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
 
     def _check_own(self) -> None:
         choices = {
-            "objective": ("contrastive", "mle"),
-            "loss_terms": ("both", "positives", "negatives"),
+            "objective": ("contrastive", "introspective", "mle"),
+            "loss_type": get_args(LossType),
+            "loss_terms": get_args(LossTerms),
             "on_bad_image": ("raise", "skip"),
             "packing": ("auto", "packed", "repeated"),
             "stream_sharding": ("auto", "shards", "replicate"),
@@ -255,6 +268,30 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                     f"{name} must be above 0 and finite, but is {getattr(self, name)}; the paper uses 1.0"
                 )
 
+    def _check_objective(self) -> None:
+        """Settings of the loss that mean something for another objective or loss only."""
+        if not 0 <= self.mle_weight < float("inf"):
+            raise ValueError(f"mle_weight must be at least 0 and finite, but is {self.mle_weight}; 0 leaves it out")
+        if self.objective == "mle" and self.mle_weight:
+            raise ValueError(
+                f"mle_weight={self.mle_weight} adds the likelihood of the positives to another loss, and "
+                "objective='mle' is that likelihood already; leave it out"
+            )
+        if self.objective != "contrastive" and self.loss_type != "contrastive":
+            raise ValueError(
+                f"loss_type={self.loss_type!r} is a loss of log-ratios to a reference, which "
+                f"objective={self.objective!r} has not; leave it out, or use objective='contrastive'"
+            )
+        # Maximum likelihood takes them without a use for them: a control is the run beside it with another objective.
+        other = self.loss_type if self.objective == "contrastive" else self.objective
+        for name, unset in {"noise_ratio": 1.0, "loss_terms": "both"}.items():
+            if other not in ("contrastive", "mle") and getattr(self, name) != unset:
+                option = "loss_type" if self.objective == "contrastive" else "objective"
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} belongs to loss_type='contrastive' and means nothing with "
+                    f"{option}={other!r}; leave it out"
+                )
+
     def _check_reference(self) -> None:
         """Ways to hold a reference that exclude each other."""
         refresh = self.reference_refresh
@@ -287,8 +324,10 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                 "precompute_reference nor cache_vision_states is set"
             )
         for name in ("precompute_reference", "reference_refresh"):
-            if self.objective == "mle" and getattr(self, name):
-                raise ValueError(f"objective='mle' has no reference, so {name} has no meaning; leave it out")
+            if self.objective != "contrastive" and getattr(self, name):
+                raise ValueError(
+                    f"objective={self.objective!r} has no reference, so {name} has no meaning; leave it out"
+                )
 
     def _check_evaluation(self) -> None:
         """Captions must be generated for what is measured of them."""

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import re
+from functools import partial
 from typing import Any
 
 import datasets
@@ -23,6 +24,14 @@ from hf_contrastive_caption.data.examples import Augmentation
 from hf_contrastive_caption.data.stream import uneven_shards_message
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool
 from hf_contrastive_caption.loading import load_parts
+from hf_contrastive_caption.losses import RELATIVES, contrastive_caption_loss
+from hf_contrastive_caption.objectives import (
+    ContrastiveObjective,
+    IntrospectiveObjective,
+    LogRatioLoss,
+    MLEObjective,
+    Objective,
+)
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import PrecomputedReference, Reference
 from hf_contrastive_caption.reference.adapters import PROMPT_LEARNING
@@ -214,6 +223,25 @@ def distinct_processors(target: Captioner, reference: Reference | None) -> list[
     return [own] if own.reads_like(other) else [own, other]
 
 
+def make_objective(reference: Reference | None, args: ContrastiveCaptionConfig) -> Objective:
+    """What is trained for, by ``objective`` and ``loss_type``."""
+    if args.objective == "introspective":
+        return IntrospectiveObjective(args.num_negatives, args.beta, args.mle_weight)
+    if reference is None:
+        return MLEObjective()
+    loss: LogRatioLoss
+    if args.loss_type == "contrastive":
+        loss = partial(
+            contrastive_caption_loss,
+            noise_ratio=args.noise_ratio,
+            beta=args.beta,
+            terms=args.loss_terms,  # type: ignore[arg-type]  # checked by the config
+        )
+    else:
+        loss = partial(RELATIVES[args.loss_type], beta=args.beta)
+    return ContrastiveObjective(reference, args.num_negatives, loss, args.mle_weight)
+
+
 def make_data(
     dataset: Any,
     processors: list[CaptionProcessor],
@@ -243,6 +271,9 @@ def make_data(
         "on_bad_image": args.on_bad_image,
         "evaluation": evaluation,
     }
+    if args.objective == "introspective":
+        options["distractors"] = True
+        _refuse_streams(dataset)
     if isinstance(dataset, datasets.IterableDataset):
         reading = {"pad_to": args.eval_batch_size * args.world_size} if evaluation else _stream_reading(dataset, args)
         return ContrastiveCaptionStream(dataset, processors, reservoir_size=args.reservoir_size, **reading, **options)
@@ -279,6 +310,14 @@ def _check_data(
     data: CaptionData, processors: list[CaptionProcessor], num_negatives: int, args: ContrastiveCaptionConfig
 ) -> None:
     """Whether a data set made by the user fits the trainer."""
+    introspective = args.objective == "introspective"
+    if introspective:
+        _refuse_streams(data)
+    if isinstance(data, ContrastiveCaptionDataset) and data.distractors != introspective:
+        raise ValueError(
+            f"objective={args.objective!r} takes a data set {'with' if introspective else 'without'} distractor "
+            f"images; make it with ContrastiveCaptionDataset(..., distractors={introspective})"
+        )
     if data.num_negatives != num_negatives:
         raise ValueError(
             f"the data set draws {data.num_negatives} negatives for each positive, but objective="
@@ -289,6 +328,16 @@ def _check_data(
         raise ValueError(
             "the data set was made with another tokenizer, end token or longest caption than the trainer's; make "
             "it with captioner_for(model, processing_class).processor (and the reference's, if it has its own)"
+        )
+
+
+def _refuse_streams(dataset: Any) -> None:
+    """A stream has captions to compare an image with, and no images to compare a caption with."""
+    if isinstance(dataset, (datasets.IterableDataset, ContrastiveCaptionStream)):
+        raise ValueError(
+            "objective='introspective' needs a data set with a length: its distractor images are fixed in advance, "
+            "and of a stream only captions are kept. Download the data (load_dataset without streaming=True), or use "
+            "objective='contrastive'"
         )
 
 

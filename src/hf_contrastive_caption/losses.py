@@ -1,21 +1,24 @@
-r"""The contrastive caption loss and the quantities reported with it: pure functions of log-ratios.
+r"""The contrastive caption loss, its relatives and the quantities reported with them: pure functions of log-ratios.
 
 Everything here takes tensors and knows no model. With :math:`G = \ln p_m(c|I) - \ln p_n(c|I)`, the *log-ratio* of the
 target :math:`p_m` over the frozen reference :math:`p_n`, summed over the tokens of the caption, a positive pair has
 one :math:`G^+` and :math:`K` negatives :math:`G^-_k`.
 
-Source: Bo Dai and Dahua Lin, "Contrastive Learning for Image Captioning", NIPS 2017, arXiv 1710.02534, section 3.
+Source: Bo Dai and Dahua Lin, "Contrastive Learning for Image Captioning", NIPS 2017, arXiv 1710.02534, section 3. The
+relatives name their own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LossType = Literal["contrastive", "dpo", "infonce", "nca"]
 LossTerms = Literal["both", "positives", "negatives"]
 Reduction = Literal["mean", "sum", "none"]
 
@@ -60,11 +63,7 @@ def contrastive_caption_loss(
         ValueError: If the shapes do not fit, there is no negative although they are asked for, ``noise_ratio`` is not
             positive, or ``terms`` or ``reduction`` is none of the above.
     """
-    if positive.dim() != 1 or negative.dim() != 2 or negative.shape[0] != positive.shape[0]:
-        raise ValueError(
-            "contrastive_caption_loss takes positive of shape (n_positives,) and negative of shape (n_positives, "
-            f"num_negatives), but was given {tuple(positive.shape)} and {tuple(negative.shape)}"
-        )
+    _check_shapes("contrastive_caption_loss", positive, negative)
     if not noise_ratio > 0:
         raise ValueError(f"noise_ratio must be above 0, but is {noise_ratio}; the paper uses 1.0")
     if terms not in get_args(LossTerms):
@@ -78,6 +77,163 @@ def contrastive_caption_loss(
     if terms in ("both", "negatives"):
         loss = loss - F.logsigmoid(offset - beta * _upcast(negative)).mean(dim=1)
     return _reduce(loss, weights, reduction)
+
+
+def dpo_loss(
+    positive: Tensor,
+    negative: Tensor,
+    beta: float = 1.0,
+    *,
+    weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Direct preference optimisation: each negative must stand below the positive, however high both are.
+
+    .. math:: \frac{1}{K} \sum_k \mathrm{softplus}(-\beta (G^+ - G^-_k))
+
+    :math:`\ln 2` when target and reference are equal. It depends on differences alone, so it does not hold a caption's
+    own log-ratio up: that of the positive may fall as long as those of the negatives fall faster.
+
+    Source: Rafailov et al., "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", NeurIPS
+    2023, arXiv 2305.18290, equation 7, which has one negative; here it is the mean over :math:`K` pairs. For
+    :math:`K = 1` it is TRL's ``loss_type="sigmoid"``.
+
+    Args:
+        positive: Log-ratios of the positive pairs in nats, (n_positives,).
+        negative: Log-ratios of the negative pairs in nats, (n_positives, num_negatives), at least one each.
+        beta: Scale of the log-ratio.
+        weights: Weight of each positive with its negatives, (n_positives,).
+        reduction: As in :func:`contrastive_caption_loss`.
+
+    Returns:
+        A scalar, or (n_positives,) for ``reduction="none"``; at least float32.
+
+    Raises:
+        ValueError: If the shapes do not fit or there is no negative.
+    """
+    _check_shapes("dpo_loss", positive, negative, needs_negatives=True)
+    difference = beta * (_upcast(positive)[:, None] - _upcast(negative))  # (n_positives, num_negatives)
+    return _reduce(-F.logsigmoid(difference).mean(dim=1), weights, reduction)
+
+
+def infonce_loss(
+    positive: Tensor,
+    negative: Tensor,
+    beta: float = 1.0,
+    *,
+    weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""InfoNCE: which of the :math:`1 + K` captions is the image's own, with log-ratios as scores.
+
+    .. math:: -\beta G^+ + \ln \Big(e^{\beta G^+} + \sum_k e^{\beta G^-_k}\Big)
+
+    :math:`\ln(1 + K)` when target and reference are equal. Like :func:`dpo_loss`, with which it agrees for
+    :math:`K = 1`, it depends on differences alone; the worst negatives have most of the gradient.
+
+    Source: Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", NeurIPS 2024, arXiv
+    2402.05369, where it is called InfoNCA and has :math:`1 + K` answers with rewards; here the whole reward is the
+    positive's. After van den Oord, Li and Vinyals, "Representation Learning with Contrastive Predictive Coding",
+    2018, arXiv 1807.03748.
+
+    Args:
+        positive: Log-ratios of the positive pairs in nats, (n_positives,).
+        negative: Log-ratios of the negative pairs in nats, (n_positives, num_negatives), at least one each.
+        beta: Scale of the log-ratio, the inverse of a temperature.
+        weights: Weight of each positive with its negatives, (n_positives,).
+        reduction: As in :func:`contrastive_caption_loss`.
+
+    Returns:
+        A scalar, or (n_positives,) for ``reduction="none"``; at least float32.
+
+    Raises:
+        ValueError: If the shapes do not fit or there is no negative.
+    """
+    _check_shapes("infonce_loss", positive, negative, needs_negatives=True)
+    scores = beta * torch.cat([_upcast(positive)[:, None], _upcast(negative)], dim=1)  # (n_positives, 1 + K)
+    return _reduce(-F.log_softmax(scores, dim=1)[:, 0], weights, reduction)
+
+
+def nca_loss(
+    positive: Tensor,
+    negative: Tensor,
+    beta: float = 1.0,
+    *,
+    weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Noise contrastive alignment: the positive up, and all :math:`1 + K` captions, itself among them, held down.
+
+    .. math:: \mathrm{softplus}(-\beta G^+) + \frac{1}{1 + K}
+        \Big(\mathrm{softplus}(\beta G^+) + \sum_k \mathrm{softplus}(\beta G^-_k)\Big)
+
+    :math:`2 \ln 2` when target and reference are equal. It is absolute, as :func:`contrastive_caption_loss` is: the
+    positive counts among the noise as well, so that its log-ratio has an optimum, :math:`\ln(1 + K) / \beta`, and
+    does not grow for ever.
+
+    Source: Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", NeurIPS 2024, arXiv
+    2402.05369, where :math:`1 + K` answers have rewards; here the whole reward is the positive's. For :math:`K = 1` it
+    is TRL's ``loss_type="nca_pair"``.
+
+    Args:
+        positive: Log-ratios of the positive pairs in nats, (n_positives,).
+        negative: Log-ratios of the negative pairs in nats, (n_positives, num_negatives), at least one each.
+        beta: Scale of the log-ratio.
+        weights: Weight of each positive with its negatives, (n_positives,).
+        reduction: As in :func:`contrastive_caption_loss`.
+
+    Returns:
+        A scalar, or (n_positives,) for ``reduction="none"``; at least float32.
+
+    Raises:
+        ValueError: If the shapes do not fit or there is no negative.
+    """
+    _check_shapes("nca_loss", positive, negative, needs_negatives=True)
+    chosen = beta * _upcast(positive)  # (n_positives,)
+    noise = torch.cat([chosen[:, None], beta * _upcast(negative)], dim=1)  # (n_positives, 1 + K)
+    return _reduce(-F.logsigmoid(chosen) - F.logsigmoid(-noise).mean(dim=1), weights, reduction)
+
+
+RELATIVES: dict[str, Callable[..., Tensor]] = {"dpo": dpo_loss, "infonce": infonce_loss, "nca": nca_loss}
+"""The other losses of ``loss_type``. They take ``beta`` and have no ``noise_ratio`` and no terms to leave out."""
+
+
+def introspective_loss(
+    own: Tensor,
+    distractors: Tensor,
+    beta: float = 1.0,
+    *,
+    weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Introspective learning: a caption must be likelier for its own image than for distractor images.
+
+    .. math:: \frac{1}{K} \sum_k \mathrm{softplus}\big(-\beta (\ln p(c|I) - \ln p(c|I'_k))\big)
+
+    There is no reference: the captioner's own :math:`\ln p` of the same caption for another image stands in its place.
+    :math:`\ln 2` for a captioner that does not look at the image.
+
+    Source: Vedantam et al., "Context-aware Captions from Context-agnostic Supervision", CVPR 2017, arXiv 1701.02870,
+    who write captions by :math:`\lambda \ln p(c|I) + (1 - \lambda) \ln [p(c|I) / p(c|I')]` and train nothing by it.
+    Dai and Lin (2017) compare with it as a way to learn. As a loss the ratio alone has no lower bound; here it goes
+    through the logistic function of their loss, in which :math:`(I', c)` as a negative pair, with the score for
+    :math:`I` as its reference, would give the same term once more. The likelihood itself, the part of
+    :math:`\lambda`, is ``mle_weight``.
+
+    Args:
+        own: Log-probabilities of captions for their own image in nats, (n_positives,).
+        distractors: Log-probabilities of the same captions for other images in nats, (n_positives, K), K at least 1.
+        beta: Scale of the log-ratio.
+        weights: Weight of each caption with its distractors, (n_positives,).
+        reduction: As in :func:`contrastive_caption_loss`.
+
+    Returns:
+        A scalar, or (n_positives,) for ``reduction="none"``; at least float32.
+
+    Raises:
+        ValueError: If the shapes do not fit or there is no distractor.
+    """
+    return dpo_loss(own, distractors, beta, weights=weights, reduction=reduction)
 
 
 def mle_loss(
@@ -113,6 +269,16 @@ def ranked_first(positive: Tensor, negative: Tensor) -> Tensor:
     best = positive[:, None]
     tied = (negative == best).sum(dim=1).to(_at_least_float32(positive))
     return torch.where((negative <= best).all(dim=1), 1 / (1 + tied), 0.0)
+
+
+def _check_shapes(name: str, positive: Tensor, negative: Tensor, *, needs_negatives: bool = False) -> None:
+    if positive.dim() != 1 or negative.dim() != 2 or negative.shape[0] != positive.shape[0]:
+        raise ValueError(
+            f"{name} takes positive of shape (n_positives,) and negative of shape (n_positives, num_negatives), but "
+            f"was given {tuple(positive.shape)} and {tuple(negative.shape)}"
+        )
+    if needs_negatives and negative.shape[1] == 0:
+        raise ValueError(f"{name} compares a positive with its negatives, and there are none; give at least one")
 
 
 def _at_least_float32(values: Tensor) -> torch.dtype:

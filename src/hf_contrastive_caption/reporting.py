@@ -197,7 +197,9 @@ class Reporting(Seq2SeqTrainer):
         """
         reference = self.reference
         if reference is None:
-            raise ValueError("objective='mle' has no reference; compare_captioners compares any two captioners")
+            raise ValueError(
+                f"objective={self.args.objective!r} has no reference; compare_captioners compares any two captioners"
+            )
         if not reference.in_memory:
             raise ValueError(
                 "the reference has left memory (precompute_reference=True); save the model and compare by name: "

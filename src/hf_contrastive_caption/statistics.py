@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
-"""A name, and a (sum, weight) pair of scalars whose quotient is the mean that is reported."""
+"""A name, and sums and weights, scalars or (n_terms,) both. Their quotients, added up, are what is reported."""
 
 
 class RunningMeans:
@@ -17,26 +17,32 @@ class RunningMeans:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # (n_terms, 2) each
 
     def add(self, statistics: Statistics) -> None:
         """Add the sums and weights of one batch."""
         for name, (total, weight) in statistics.items():
-            pair = torch.stack([total.detach().double().reshape(()), weight.detach().double().reshape(())])  # (2,)
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+            pairs = torch.stack([total.detach().double().reshape(-1), weight.detach().double().reshape(-1)], dim=1)
+            self._sums[name] = self._sums[name] + pairs if name in self._sums else pairs
 
     def clear(self) -> None:
         """Forget everything."""
         self._sums = {}
 
     def state(self) -> tuple[list[str], Tensor]:
-        """What was added up on this process: the names in their order, and sums and weights, (n_names, 2) float64."""
-        names = sorted(self._sums)
-        return names, torch.stack([self._sums[name] for name in names]) if names else torch.zeros(0, 2).double()
+        """What was added up on this process: sums and weights of every term, (n, 2) float64, and the names of these.
+
+        Names are in their order; one with several terms is there once for each.
+        """
+        names = [name for name in sorted(self._sums) for _ in self._sums[name]]
+        return names, torch.cat([self._sums[name] for name in sorted(self._sums)]) if names else torch.zeros(
+            0, 2
+        ).double()
 
     def load(self, names: Sequence[str], sums: Tensor, device: torch.device | str) -> None:
         """Go on from what :meth:`state` gave, on the device of what will be added."""
-        self._sums = dict(zip(names, sums.to(device), strict=True))
+        places = {name: [place for place, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+        self._sums = {name: sums[places[name]].to(device) for name in places}
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all processes since the last call; names whose weight is 0 are left out.
@@ -45,7 +51,11 @@ class RunningMeans:
         """
         if not self._sums:
             return {}
-        names = sorted(self._sums)
-        table = accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
+        names, sums = self.state()
+        table = accelerator.reduce(sums, reduction="sum")
         self._sums = {}
-        return {name: (total / weight) for name, (total, weight) in zip(names, table.tolist(), strict=True) if weight}
+        means: dict[str, float] = {}
+        for name, (total, weight) in zip(names, table.tolist(), strict=True):
+            if weight:
+                means[name] = means.get(name, 0.0) + total / weight
+        return means

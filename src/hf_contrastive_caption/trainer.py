@@ -27,6 +27,7 @@ from hf_contrastive_caption.construction import (
     distinct_processors,
     make_captioner,
     make_data,
+    make_objective,
     refuse_arguments,
     with_adapter,
 )
@@ -40,7 +41,7 @@ from hf_contrastive_caption.data.collator import Batch
 from hf_contrastive_caption.data.loader import own_part_loader
 from hf_contrastive_caption.data.sampler import EpochSampler
 from hf_contrastive_caption.hub.publishing import HubPublishing
-from hf_contrastive_caption.objectives import ContrastiveObjective, MLEObjective, Objective, ObjectiveOutput
+from hf_contrastive_caption.objectives import ContrastiveObjective, Objective, ObjectiveOutput
 from hf_contrastive_caption.precomputed import ComputedAhead, training_epochs
 from hf_contrastive_caption.reference import Reference
 from hf_contrastive_caption.reference.replacement import ReferenceRefresh
@@ -82,7 +83,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
 
     Attributes:
         captioner: The target's :class:`Captioner`.
-        reference: The frozen side, or ``None`` with ``objective="mle"``.
+        reference: The frozen side; ``None`` with ``objective="mle"`` and ``"introspective"``.
 
     Raises:
         ValueError: For data, models or options that cannot work together; the message says what would.
@@ -122,7 +123,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         self.reference = make_reference(
             self.captioner, reference_model, reference_processing_class, args, make_captioner
         )
-        self.objective = self._objective(args)
+        self.objective = make_objective(self.reference, args)
         self._processors = distinct_processors(self.captioner, self.reference)
         self._begin_reports()
         self._checked_noise, self._equal_expected = False, False
@@ -150,19 +151,8 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
 
     # Construction ------------------------------------------------------------------------------------------------
 
-    def _objective(self, args: ContrastiveCaptionConfig) -> Objective:
-        if self.reference is None:
-            return MLEObjective()
-        return ContrastiveObjective(
-            self.reference,
-            args.num_negatives,
-            args.noise_ratio,
-            args.beta,
-            args.loss_terms,  # type: ignore[arg-type]  # checked by the config
-        )
-
     def _num_negatives(self, args: ContrastiveCaptionConfig) -> int:
-        return 0 if self.reference is None else args.num_negatives
+        return 0 if args.objective == "mle" else args.num_negatives
 
     def _caption_data(self, dataset: Any, args: ContrastiveCaptionConfig, *, evaluation: bool) -> Any:
         """Turn a data set with images and captions into one with positives and negatives."""
@@ -254,7 +244,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             self._versions.save(folder)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """See ``Trainer``. With a reference, all dropout is off until the training ends.
+        """See ``Trainer``. Except for maximum likelihood, all dropout is off until the training ends.
 
         Raises:
             ValueError: If there is no such checkpoint, or it was trained against another reference.
@@ -262,11 +252,11 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         self._train_means.clear()
         self._forget_skipped()
         quiet: AbstractContextManager[dict[str, float]] = self.captioner.deterministic()
-        with nullcontext({}) if self.reference is None else quiet as rates:
+        with quiet if self.objective.noise_free else nullcontext({}) as rates:
             if rates:
                 logger.info(
-                    "dropout is off while the log-ratio to the reference is trained (%d rates set to 0, the largest "
-                    "%g, those of adapters included)",
+                    "dropout is off while log-ratios are trained (%d rates set to 0, the largest %g, those of "
+                    "adapters included)",
                     len(rates),
                     max(rates.values()),
                 )
@@ -322,10 +312,10 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
     # Loss ----------------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor | None:
-        """Number of items of the objective in all accumulation steps of all processes."""
+        """Items of each term of the objective in all accumulation steps of all processes, (n_terms,)."""
         if not batch_samples:
             return None
-        items = torch.stack([self.objective.count(batch).to(device) for batch in batch_samples]).sum()
+        items = torch.stack([self.objective.count(batch).to(device) for batch in batch_samples]).sum(dim=0)
         total: Tensor = self.accelerator.reduce(items, reduction="sum")
         return total
 
@@ -342,7 +332,8 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             model: The target as Accelerate wrapped it.
             inputs: A batch of the collator's.
             return_outputs: Whether to return the :class:`ObjectiveOutput` as well.
-            num_items_in_batch: Items in all accumulation steps of all processes; those of this batch if not given.
+            num_items_in_batch: Items of each term of the loss in all accumulation steps of all processes, (n_terms,);
+                those of this batch if not given.
 
         Returns:
             A scalar, and the output if asked for.
@@ -354,12 +345,13 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             output = self.objective(self.captioner, model, inputs)
             if model.training:
                 self._check_batch(model, inputs, output)
-        if not torch.isfinite(output.loss):
+        if not torch.isfinite(output.loss).all():
             step = self.state.global_step + 1
             raise FloatingPointError(describe_not_finite(self.captioner, inputs, output, step))
         # DDP averages gradients over processes, and the sum over items is what is wanted.
         items = output.items if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
-        loss = output.loss / torch.as_tensor(items, device=output.loss.device).clamp_min(1.0 / self.args.world_size)
+        items = torch.as_tensor(items, device=output.loss.device).clamp_min(1.0 / self.args.world_size)  # (n_terms,)
+        loss = (output.loss / items).sum()
         if model.training:
             self._train_means.add(output.statistics)
             self._newly_skipped = self._newly_skipped + inputs["skipped"].sum()
@@ -367,13 +359,11 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
 
     def _check_batch(self, model: nn.Module, inputs: Batch, output: ObjectiveOutput) -> None:
         """What is checked once in a training, and the equality of the models after each replacement as well."""
-        if self.reference is None:
-            return
-        if self._equal_expected:
+        if self._equal_expected and self.reference is not None:
             self._equal_expected = False
             self.reference.equals_target = False  # the step that follows changes the target
             self._start_log_ratio = check_equal_models(self.captioner, self.reference, inputs, output)
-        if not self._checked_noise:
+        if self.objective.noise_free and not self._checked_noise:
             self._checked_noise = True
             check_no_noise(self.captioner, model, inputs)
 

@@ -80,7 +80,10 @@ OWN_GROUPS: dict[str, tuple[str, ...]] = {
         "train_split", "image_column", "caption_columns", "image_id_column", "captions_per_image",
         "max_caption_tokens", "prompt", "on_bad_image", "dataset_num_proc", "reservoir_size", "stream_sharding",
     ),
-    "Method": ("objective", "num_negatives", "noise_ratio", "beta", "loss_terms", "packing", "max_logits_bytes"),
+    "Method": (
+        "objective", "loss_type", "num_negatives", "noise_ratio", "beta", "loss_terms", "mle_weight", "packing",
+        "max_logits_bytes",
+    ),
     "Reference": (
         "reference_model", "reference_prompt", "freeze_vision_encoder", "cache_vision_states",
         "precompute_reference", "precomputed_dir", "reference_refresh", "reference_mixup",

@@ -37,7 +37,9 @@ class CaptionCollator:
         skipped            (n_images,) bool: the image did not open, and is white here
 
     Images come first because ``transformers`` takes the first dimension of the first tensor for the batch size.
-    Seen as (n_positives, 1 + K), the captions are each positive with its K negatives.
+    Seen as (n_positives, 1 + K), the captions are each positive with its K negatives. With distractors they are each
+    positive 1 + K times, once for its own image and once for each distractor; the distractors' images stand behind
+    those of the rows, and an example with a distractor that does not open has weight 0.
 
     Args:
         processors: The target's processor, and where the reference has another one, the reference's.
@@ -64,16 +66,18 @@ class CaptionCollator:
             ValueError: The examples were made with another number of processors or negatives.
         """
         self._check(examples)
-        images, skipped = _stored_states(examples) if examples[0].vision_states is not None else self._open(examples)
+        shown = [*examples, *(one for example in examples for one in example.distractors)]
+        images, closed = _stored_states(shown) if shown[0].vision_states is not None else self._open(shown)
+        skipped = _any_closed(examples, closed)
         weights = [0.0 if skip else example.weight for example, skip in zip(examples, skipped, strict=True)]
         batch: Batch = {
             "images": images[0],
-            "captions": collate_captions([example.tokens[0] for example in examples]),
+            "captions": self._captions(examples, 0),
         }
         if len(self.processors) == 2:
             if self._reference_images:
                 batch["reference_images"] = images[1]
-            batch["reference_captions"] = collate_captions([example.tokens[1] for example in examples])
+            batch["reference_captions"] = self._captions(examples, 1)
         scores = [example.reference_scores for example in examples if example.reference_scores is not None]
         if scores:
             batch[REFERENCE_LOG_PROBS] = torch.cat(scores)
@@ -83,6 +87,15 @@ class CaptionCollator:
         counted = [skip and example.weight > 0 for example, skip in zip(examples, skipped, strict=True)]
         batch["skipped"] = torch.tensor(counted, dtype=torch.bool)
         return batch
+
+    def _captions(self, examples: Sequence[CaptionExample], processor: int) -> dict[str, torch.Tensor]:
+        """The captions as one of the processors reads them, each with the image that it is scored for."""
+        captions = collate_captions([example.tokens[processor] for example in examples])
+        if any(example.distractors for example in examples):
+            image_index = captions["image_index"].view(-1, 1 + self.num_negatives)
+            behind = torch.arange(len(image_index) * self.num_negatives).view(-1, self.num_negatives)
+            captions["image_index"] = torch.cat([image_index[:, :1], len(examples) + behind], dim=1).flatten()
+        return captions
 
     def _open(self, examples: Sequence[CaptionExample]) -> tuple[list[dict[str, torch.Tensor]], list[bool]]:
         """The images as each of the image processors makes them, and which of them did not open."""
@@ -105,6 +118,15 @@ class CaptionCollator:
                     f"An example has {len(example.tokens[0].lengths)} captions, which is no multiple of 1 + "
                     f"num_negatives = {1 + self.num_negatives}; give data set and collator the same num_negatives."
                 )
+
+
+def _any_closed(examples: Sequence[CaptionExample], closed: Sequence[bool]) -> list[bool]:
+    """Whether an image of each example does not open, its own or a distractor, which stand behind all own ones."""
+    behind = iter(closed[len(examples) :])
+    return [
+        own | any([next(behind) for _ in example.distractors])
+        for own, example in zip(closed[: len(examples)], examples, strict=True)
+    ]
 
 
 def _stored_states(examples: Sequence[CaptionExample]) -> tuple[list[dict[str, torch.Tensor]], list[bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import datasets
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from hf_contrastive_caption.data.distractors import DistractorImages
 from hf_contrastive_caption.data.examples import (
     Augmentation,
     CaptionExample,
@@ -62,6 +64,8 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         dataset: One split, with an image column and captions.
         processors: The target's processor, and where the reference has another one, the reference's.
         num_negatives: K, negatives for each positive; 0 for maximum likelihood.
+        distractors: Compare each positive with itself for K other images, as introspective learning does, and not with
+            K captions of other images. These images are the same in every epoch.
         seed: Another seed, other draws.
         captions_per_image: How many of an image's captions are positives in an epoch, drawn anew each epoch, without
             repetition (fewer where the image has fewer); ``"all"`` for all of them.
@@ -90,6 +94,7 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         processors: Sequence[CaptionProcessor],
         num_negatives: int = 5,
         *,
+        distractors: bool = False,
         seed: int = 0,
         captions_per_image: int | Literal["all"] = 1,
         image_column: str | None = None,
@@ -124,7 +129,9 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         self._texts = undecoded(dataset, self.columns.captions)
         self._index = build_index(dataset, self.columns, with_images=num_negatives > 0, num_proc=num_proc)
         self._tokens = [build_tokens(dataset, self.columns, processor, num_proc) for processor in processors]
-        self._negatives = ShuffledNegatives(self._index, num_negatives, seed) if num_negatives else None
+        self._distractors = DistractorImages(self._index, num_negatives, seed) if distractors else None
+        shuffled = num_negatives > 0 and not distractors
+        self._negatives = ShuffledNegatives(self._index, num_negatives, seed) if shuffled else None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -139,6 +146,11 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
     def n_cut(self) -> tuple[int, ...]:
         """How many captions were too long and are cut, for each processor."""
         return tuple(tokens.n_cut for tokens in self._tokens)
+
+    @property
+    def distractors(self) -> bool:
+        """Whether positives are compared with themselves for other images."""
+        return self._distractors is not None
 
     @property
     def augmented(self) -> bool:
@@ -182,11 +194,13 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
             epoch: The epoch; with ``evaluation`` it makes no difference.
 
         Returns:
-            ``captions``: caption numbers, (n_positives, 1 + K), each positive with its negatives; ``counts``: how
-            many of the positives belong to each row, (n,).
+            ``captions``: caption numbers, (n_positives, 1 + K), each positive with its negatives (with distractors:
+            with itself, once for each of them); ``counts``: how many of the positives belong to each row, (n,).
         """
         epoch = EVALUATION_EPOCH if self.evaluation else epoch
         positives, counts = self._positives(rows, epoch)
+        if self._distractors is not None:
+            return np.repeat(positives[:, None], 1 + self.num_negatives, axis=1), counts
         if self._negatives is None:
             return positives[:, None], counts
         return np.concatenate([positives[:, None], self._negatives.draw(positives, epoch)], axis=1), counts
@@ -224,7 +238,7 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
             ``rows``: the first row of each different image, (n_images,), in order; ``images``: the number of each
             row's image among them, (n_rows,). Without negatives, or with an id column, every row counts as another.
         """
-        if self._negatives is None or self.columns.image_id is not None:
+        if not self.num_negatives or self.columns.image_id is not None:
             return np.arange(len(self)), np.arange(len(self))
         _, first, found = np.unique(self._index.image_key, return_index=True, return_inverse=True)
         order = np.argsort(first)
@@ -232,7 +246,7 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
 
     def images_fingerprint(self) -> str:
         """A hash of the images: as ``datasets`` knows them, which are the same, and when files of them changed."""
-        keys = b"" if self._negatives is None else self._index.image_key.tobytes()
+        keys = self._index.image_key.tobytes() if self.num_negatives else b""
         return digest(
             [self.source._fingerprint, self.columns.image],
             keys,
@@ -250,6 +264,12 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         """The same data set, which opens its images and has no scores."""
         other = copy.copy(self)
         other.vision_states = other.reference_scores = None
+        return other
+
+    def positives_alone(self) -> ContrastiveCaptionDataset:
+        """The same images and positives, compared with nothing."""
+        other = copy.copy(self)
+        other.num_negatives, other._negatives, other._distractors = 0, None, None
         return other
 
     def with_processors(self, processors: Sequence[CaptionProcessor]) -> ContrastiveCaptionDataset:
@@ -283,14 +303,38 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         captions, counts = self.draw(rows, epoch)  # (n_positives, 1 + K), (n,)
         ends = np.cumsum(counts * captions.shape[1])  # (n,) where each row's captions end
         tokens = [_split(*store.gather(captions.reshape(-1)), ends) for store in self._tokens]
-        nothing = [None] * len(keys)
         drawn_for = EVALUATION_EPOCH if self.evaluation else epoch
-        states = nothing if self.vision_states is None else self.vision_states.read(rows.tolist())
-        scores = nothing if self.reference_scores is None else self.reference_scores.read(rows.tolist(), drawn_for)
-        images = nothing if self.vision_states is not None else self._images[rows.tolist()][self.columns.image]
+        scores: Sequence[torch.Tensor | None] = [None] * len(keys)
+        if self.reference_scores is not None:
+            scores = self.reference_scores.read(rows.tolist(), drawn_for)
+        shown, numbers = rows, np.zeros_like(counts)
+        if self._distractors is not None:
+            shown = np.concatenate([rows, self._distractors.rows(captions[:, 0]).reshape(-1)])
+            numbers = counts * self.num_negatives
+        pictures = self._pictures(shown.tolist(), epoch)  # those of the rows, then the distractors of each of them
+        stops = len(keys) + np.cumsum(numbers)  # (n,)
         return [
-            CaptionExample(key.row, epoch, key.weight, image, tuple(per_processor), self._rules, state, score)
-            for key, image, state, score, *per_processor in zip(keys, images, states, scores, *tokens, strict=True)
+            replace(
+                picture,
+                weight=key.weight,
+                tokens=tuple(per_processor),
+                reference_scores=score,
+                distractors=tuple(pictures[stop - number : stop]),
+            )
+            for key, picture, score, stop, number, *per_processor in zip(
+                keys, pictures[: len(keys)], scores, stops, numbers, *tokens, strict=True
+            )
+        ]
+
+    def _pictures(self, rows: list[int], epoch: int) -> list[CaptionExample]:
+        """The images of rows, or what stands in their place, as examples without captions, which count for nothing."""
+        nothing = [None] * len(rows)
+        # In one go: states of images of different sizes are padded to one size.
+        states = nothing if self.vision_states is None else self.vision_states.read(rows)
+        images = nothing if self.vision_states is not None else self._images[rows][self.columns.image]
+        return [
+            CaptionExample(row, epoch, 0.0, image, (), self._rules, state)
+            for row, image, state in zip(rows, images, states, strict=True)
         ]
 
     def _positives(self, rows: NDArray[np.int64], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

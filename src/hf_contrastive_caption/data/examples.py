@@ -64,6 +64,8 @@ class CaptionExample:
         rules: How the image is opened.
         vision_states: What stands in place of the image, which then is not opened.
         reference_scores: The reference's scores of the captions, (n_captions,), if they were computed ahead.
+        distractors: Images that the captions are compared for, as examples without captions: K for each positive, in
+            the order of the positives.
     """
 
     row: int
@@ -74,6 +76,7 @@ class CaptionExample:
     rules: ImageRules
     vision_states: StoredStates | None = None
     reference_scores: torch.Tensor | None = None
+    distractors: tuple[CaptionExample, ...] = ()
 
     def has_image(self) -> bool:
         """Whether the image opened when its states were computed.

@@ -140,7 +140,7 @@ class ComputedAhead:
                 self._agreed(store.missing()),
                 store.missing,
                 bounds=store.bounds,
-                make_batch=ImageBatches(data, rows),
+                make_batch=ImageBatches(data.positives_alone(), rows),
                 compute=work.encode,
                 write=store.write,
                 padding=self._captioner.padding(),

@@ -47,11 +47,13 @@ def make_reference(
 
     Returns:
         For ``reference_model=None`` the target with its adapters off (PEFT), or a frozen copy; else the given model,
-        frozen. ``None`` for maximum likelihood.
+        frozen. ``None`` for objectives without one.
     """
-    if args.objective == "mle":
+    if args.objective != "contrastive":
         if reference_model is not None:
-            raise ValueError("objective='mle' has no reference; leave reference_model out, or use 'contrastive'")
+            raise ValueError(
+                f"objective={args.objective!r} has no reference; leave reference_model out, or use 'contrastive'"
+            )
         return None
     reference: Reference
     if reference_model is not None:
