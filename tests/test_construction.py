@@ -96,7 +96,10 @@ def test_an_adapter_by_name_as_the_reference(tmp_path: Path, adapter: Path) -> N
         ("noise_ratio", 0.0, "noise_ratio must be above 0"),
         ("noise_ratio", math.nan, "noise_ratio must be above 0"),
         ("beta", -1.0, "beta must be above 0"),
-        ("objective", "dpo", "must be one of contrastive, mle"),
+        ("objective", "dpo", "must be one of contrastive, introspective, mle"),
+        ("loss_type", "kto", "must be one of contrastive, dpo, infonce, nca"),
+        ("mle_weight", -0.1, "mle_weight must be at least 0 and finite, but is -0.1"),
+        ("mle_weight", math.nan, "mle_weight must be at least 0"),
         ("captions_per_image", "some", "whole number or 'all'"),
         ("captions_per_image", 0, "at least 1"),
         ("max_caption_tokens", 1, "at least 2"),
@@ -108,6 +111,28 @@ def test_options_that_cannot_work_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **{option: value})
+
+
+INTROSPECTIVE = {"objective": "introspective"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "dpo", "noise_ratio": 2.0}, "noise_ratio=2.0 belongs to loss_type='contrastive' .*='dpo'"),
+        ({"loss_type": "nca", "loss_terms": "positives"}, "loss_terms='positives' belongs to .* loss_type='nca'"),
+        ({"objective": "mle", "loss_type": "nca"}, "loss_type='nca' is a loss of log-ratios .* objective='mle' has"),
+        ({"objective": "mle", "mle_weight": 0.1}, "mle_weight=0.1 adds .* that likelihood already"),
+        ({**INTROSPECTIVE, "loss_type": "infonce"}, "loss_type='infonce' is a loss of log-ratios to a reference"),
+        ({**INTROSPECTIVE, "noise_ratio": 0.5}, "noise_ratio=0.5 belongs .* objective='introspective'"),
+        ({**INTROSPECTIVE, "loss_terms": "negatives"}, "loss_terms='negatives' belongs .* objective='introspective'"),
+        ({**INTROSPECTIVE, "precompute_reference": True}, "'introspective' has no reference, so precompute_reference"),
+        ({**INTROSPECTIVE, "reference_refresh": 5}, "'introspective' has no reference, so reference_refresh"),
+    ],
+)
+def test_settings_of_another_loss_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **options)
 
 
 @pytest.mark.parametrize("argument", ["compute_metrics", "data_collator", "compute_loss_func", "model_init"])
@@ -122,8 +147,9 @@ def test_other_wrong_uses(tmp_path: Path) -> None:
         trainer(tmp_path, model, reference_model=model)
     with pytest.raises(ValueError, match="tokenizer and image processor must be given"):
         trainer(tmp_path, processing_class=None)
-    with pytest.raises(ValueError, match="has no reference"):
-        trainer(tmp_path, reference_model=tiny.captioner_model(), options={"objective": "mle"})
+    for objective in ("mle", "introspective"):
+        with pytest.raises(ValueError, match=f"objective='{objective}' has no reference"):
+            trainer(tmp_path, reference_model=tiny.captioner_model(), options={"objective": objective})
     with pytest.raises(TypeError, match="unexpected argument 'teacher'"):
         trainer(tmp_path, teacher=1)
     with pytest.raises(NotImplementedError, match="metric_key_prefix"):

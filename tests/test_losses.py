@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import itertools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,15 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_contrastive_caption.losses import contrastive_caption_loss, mle_loss, ranked_first
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def log_ratios(positives: int, negatives: int, scale: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    positive = torch.randn(positives, generator=generator, dtype=torch.float64) * scale
-    negative = torch.randn(positives, negatives, generator=generator, dtype=torch.float64) * scale
-    return positive, negative
+from tests.log_ratios import DTYPES, log_ratios, trl_loss
 
 
 def naive_loss(positive: Tensor, negative: Tensor, noise_ratio: float, beta: float) -> Tensor:
@@ -68,22 +57,8 @@ class TestContrastiveCaptionLoss:
         assert torch.equal(loss, bco_pair)
 
     def test_equals_the_lines_of_trl(self) -> None:
-        dpo_trainer = pytest.importorskip("trl.trainer.dpo_trainer")
-        branches = [
-            node
-            for node in ast.walk(ast.parse(inspect.getsource(dpo_trainer)))
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "loss_type == 'bco_pair'"
-        ]
-        assert len(branches) == 1
         positive, negative = log_ratios(20, 1)
-        names = {
-            "self": SimpleNamespace(beta=1.0),
-            "F": F,
-            "chosen_logratios": positive,
-            "rejected_logratios": negative[:, 0],
-        }
-        exec(compile(ast.Module(branches[0].body, type_ignores=[]), "trl", "exec"), names)
-        theirs = names["per_sequence_loss"]
+        theirs = trl_loss("bco_pair", positive, negative[:, 0])
         assert torch.equal(contrastive_caption_loss(positive, negative, reduction="none"), theirs)
 
     @given(

@@ -153,6 +153,19 @@ class TestFacts:
         assert "trained by maximum likelihood" in card
         assert "| reference |" not in card and "log-ratio" not in card
 
+    def test_a_relative_of_the_loss_and_a_likelihood_beside_it(self, tmp_path: Path) -> None:
+        card = card_of(trainer(tmp_path, options={"loss_type": "nca", "mle_weight": 0.5}).training_facts())
+        assert "trained with a relative of the contrastive caption loss of Dai and Lin" in card
+        assert "plus the mean of −ln σ(−βG)" in card and "To it is added, weighted, the negative" in card
+        assert "| weight of the likelihood of captions | 0.5 |" in card.splitlines()
+        assert "ν" not in card and "terms of the loss" not in card
+
+    def test_introspective_learning_has_no_reference(self, tmp_path: Path) -> None:
+        card = card_of(trainer(tmp_path, options={"objective": "introspective"}).training_facts())
+        assert "trained by introspective learning" in card and "The loss is the mean of −ln σ(βD)" in card
+        assert "| other images for each caption, K | 3 |" in card.splitlines()
+        assert "| reference |" not in card and "log-ratio" not in card and "likelihood" not in card
+
     def test_folders_are_named_by_their_last_part_alone(self, tmp_path: Path) -> None:
         folder = tmp_path / "secret project" / "mle"
         model = tiny.captioner_model()

@@ -12,6 +12,8 @@ _SHOWN = {
     "loss": ("loss", "{:.3f}"),
     "margin": ("margin", "{:.2f}"),
     "ranked_first": ("ranked first", "{:.1%}"),
+    "image_margin": ("margin over other images", "{:.2f}"),
+    "own_image_first": ("own image first", "{:.1%}"),
     "learning_rate": ("learning rate", "{:.1e}"),
     "recall_at_1": ("recall@1", "{:.1%}"),
     "recall_at_10": ("recall@10", "{:.1%}"),
@@ -21,7 +23,7 @@ _SHOWN = {
     "skipped_images": ("images skipped", "{:.0f}"),
 }
 """What people watch of what is logged; the rest is in the checkpoints' trainer_state.json and in the trackers."""
-_IN_BAR = ("loss", "ranked_first")
+_IN_BAR = ("loss", "ranked_first", "own_image_first")
 """What has room beside the bar."""
 
 

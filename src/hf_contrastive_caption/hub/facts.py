@@ -69,7 +69,9 @@ class TrainingFacts:
         reference: What it was tuned against; ``None`` for maximum likelihood.
         reference_description: How the reference was held.
         reference_digest: A hash of all that the reference computes with, if a training has begun.
-        objective: ``"contrastive"`` or ``"mle"``.
+        objective: ``"contrastive"``, ``"introspective"`` or ``"mle"``.
+        loss_type: Which loss of log-ratios, for the first of them.
+        loss_in_words: What the loss is, in Markdown; ``None`` for maximum likelihood.
         loss: The settings of the loss, in words and values.
         settings: The other settings.
         steps: Steps that were taken.
@@ -88,6 +90,8 @@ class TrainingFacts:
     reference_description: str | None
     reference_digest: str | None
     objective: str
+    loss_type: str
+    loss_in_words: str | None
     loss: Sequence[tuple[str, Any]]
     settings: Sequence[tuple[str, Any]]
     steps: int
@@ -152,16 +156,52 @@ def usage_of(captioner: Captioner) -> Usage:
     )
 
 
+_LOSSES = {
+    "contrastive": "The loss is the mean of −ln σ(βG − ln ν) over captions of the image and, weighted with ν, of "
+    "−ln(1 − σ(βG − ln ν)) over K captions of other images, which are drawn anew all the time.",
+    "dpo": "The loss is the mean of −ln σ(β(G − G′)) over captions of the image, each with K captions of other "
+    "images, whose log-ratios G′ are and which are drawn anew all the time (direct preference optimisation, arXiv "
+    "2305.18290).",
+    "infonce": "The loss is the mean of −ln softmax(βG) over captions of the image, the softmax being over such a "
+    "caption and K captions of other images, which are drawn anew all the time (InfoNCE, arXiv 1807.03748 and "
+    "2402.05369).",
+    "nca": "The loss is the mean of −ln σ(βG) over captions of the image, plus the mean of −ln σ(−βG) over such a "
+    "caption and K captions of other images, which are drawn anew all the time (NCA, arXiv 2402.05369).",
+}
+
+
+def loss_in_words(args: ContrastiveCaptionConfig) -> str | None:
+    """What the loss is, in Markdown; ``None`` for maximum likelihood."""
+    if args.objective == "mle":
+        return None
+    words = (
+        "G is the log-ratio ln p(caption, given the image) of the tuned model less that of the reference. "
+        f"{_LOSSES[args.loss_type]}"
+    )
+    if args.objective == "introspective":
+        words = (
+            "D is ln p(caption, given the image) less ln p(the same caption, given another image), both of the tuned "
+            "model. The loss is the mean of −ln σ(βD) over captions, each with K other images, which are fixed in "
+            "advance."
+        )
+    if args.mle_weight:
+        words += " To it is added, weighted, the negative log-likelihood per token of captions of the image."
+    return words
+
+
 def loss_settings(args: ContrastiveCaptionConfig) -> list[tuple[str, Any]]:
     """The settings of the loss."""
-    if args.objective == "mle":
-        return []
-    return [
-        ("negatives for each caption, K", args.num_negatives),
-        ("weight of negatives against positives, ν", args.noise_ratio),
-        ("scale of the log-ratio, β", args.beta),
-        ("terms of the loss", args.loss_terms),
-    ]
+    settings: list[tuple[str, Any]] = []
+    if args.objective == "introspective":
+        settings = [("other images for each caption, K", args.num_negatives), ("scale of the ratio, β", args.beta)]
+    elif args.objective == "contrastive":
+        settings = [("negatives for each caption, K", args.num_negatives), ("scale of the log-ratio, β", args.beta)]
+        if args.loss_type == "contrastive":
+            settings.append(("weight of negatives against positives, ν", args.noise_ratio))
+            settings.append(("terms of the loss", args.loss_terms))
+    if args.mle_weight:
+        settings.append(("weight of the likelihood of captions", args.mle_weight))
+    return settings
 
 
 def training_settings(args: ContrastiveCaptionConfig, epochs: float | None) -> list[tuple[str, Any]]:

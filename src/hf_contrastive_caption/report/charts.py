@@ -52,6 +52,8 @@ _CURVES = (
     ("Loss", ("loss", "eval_loss")),
     ("Log-ratio of a caption to its own image, over other images", ("margin", "eval_margin")),
     ("Right caption ranked first", ("ranked_first", "eval_ranked_first")),
+    ("Log-ratio of a caption for its own image to others", ("image_margin", "eval_image_margin")),
+    ("Own image ranked first", ("own_image_first", "eval_own_image_first")),
     ("Caption finds its image (R@1)", ("eval_recall_at_1",)),
     ("CIDEr-D", ("eval_cider_d",)),
     ("Learning rate", ("learning_rate",)),
