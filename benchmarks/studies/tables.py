@@ -1,0 +1,103 @@
+"""The tables of the documentation, from what is stored and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_contrastive_caption.evaluation.measures import aligned_table
+from studies.plan import STUDIES
+from studies.summary import LABELS, Summary, control_of, shown, summaries
+
+TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
+DIFFERENCES = ("recall_at_1", "recall_at_10", "judged_recall_at_1", "judged_recall_at_10", "cider_d", "invented")
+OTHERS = ("bleu_4", "rouge_l", "meteor", "ranked_first", "positive_log_prob", "negative_log_prob")
+_PLACE = re.compile(r"<!-- study: (?P<name>[^\n>]+?) -->\n.*?<!-- end of study -->", re.DOTALL)
+
+
+def render(results: Path) -> dict[str, str]:
+    """Every study that has results, by data set and name: three tables each.
+
+    Raises:
+        ValueError: If the results of a data set cannot be compared with each other.
+    """
+    found: dict[str, str] = {}
+    for folder in sorted(path for path in results.glob("*") if path.is_dir()):
+        for split in ("test", "validation"):
+            rows = summaries(folder.parent, folder.name, split)
+            for study, names in STUDIES.items():
+                there = [rows[name] for name in names if name in rows]
+                if len(there) > 1 and any(summary.row.name not in ("reference", "control") for summary in there):
+                    name = " ".join([folder.name, study, *([split] if split != "test" else [])])
+                    found[name] = _tables(study, there, rows)
+    return found
+
+
+def write_into(page: Path, results: Path) -> None:
+    """Put the tables between ``<!-- study: NAME -->`` and ``<!-- end of study -->`` of a page.
+
+    Raises:
+        ValueError: If the page asks for a study that has no results.
+    """
+    found = render(results)
+
+    def put(place: re.Match[str]) -> str:
+        name = place["name"]
+        if name not in found:
+            raise ValueError(f"{page} asks for the study {name!r}; there are results of {', '.join(found) or 'none'}")
+        return f"<!-- study: {name} -->\n\n{found[name]}\n\n<!-- end of study -->"
+
+    page.write_text(_PLACE.sub(put, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _tables(study: str, there: Sequence[Summary], rows: dict[str, Summary]) -> str:
+    several = len({summary.row.model for summary in there}) > 1
+    parts = [_values(there, TWO_SIDES, several), _differences(there, rows, several), _values(there, OTHERS, several)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _label(summary: Summary, several_models: bool) -> str:
+    row = summary.row
+    if not several_models:
+        return row.label
+    return f"{row.model}: {row.label}"
+
+
+def _values(there: Sequence[Summary], names: Sequence[str], several: bool) -> str:
+    """Means over the seeds, and their standard deviation behind them."""
+    table: list[Sequence[str]] = [["", "seeds", *(LABELS[name] for name in names)]]
+    for summary in there:
+        cells = []
+        for name in names:
+            spread = summary.spread(name)
+            text = shown(name, summary.mean(name))
+            cells.append(text if spread is None or text == "-" else f"{text} ± {shown(name, spread)}")
+        table.append([_label(summary, several), str(len(summary.seeds)), *cells])
+    return aligned_table(table)
+
+
+def _differences(there: Sequence[Summary], rows: dict[str, Summary], several: bool) -> str:
+    """What is gained over the control of the same model, with intervals over images."""
+    table: list[Sequence[str]] = [["minus control", "R@1 ×", *(LABELS[name] for name in DIFFERENCES)]]
+    for summary in there:
+        control = control_of(summary.row, rows)
+        if control is None or summary.row.objective in ("mle", "reference"):
+            continue
+        cells = []
+        for name in DIFFERENCES:
+            difference = summary.minus(control, name)
+            cells.append("-" if difference is None else _interval(name, *difference[:3]))
+        table.append([_label(summary, several), _times(summary, control), *cells])
+    return aligned_table(table) if len(table) > 1 else ""
+
+
+def _interval(name: str, value: float, low: float, high: float) -> str:
+    return f"{shown(name, value, '+')} ({shown(name, low, '+')} to {shown(name, high, '+')})"
+
+
+def _times(summary: Summary, control: Summary) -> str:
+    seeds = set(summary.seeds) & set(control.seeds)
+    ours = sum(summary.of_seed("recall_at_1", seed) for seed in seeds)
+    theirs = sum(control.of_seed("recall_at_1", seed) for seed in seeds)
+    return f"{ours / theirs:.2f}" if theirs else "-"
