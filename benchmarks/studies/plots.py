@@ -25,7 +25,7 @@ def draw_plots(results: Path, folder: Path) -> list[Path]:
         for study in PLOTTED:
             names = dict.fromkeys(("reference", "control", *STUDIES[study]))
             there = [rows[name] for name in names if name in rows]
-            if len(there) > 2:
+            if any(summary.row.name not in STUDIES["main"] for summary in there):
                 files.append(folder / f"study_{data}_{study}.png")
                 draw_trade_off(there, files[-1], f"{data}: {study}")
     return files

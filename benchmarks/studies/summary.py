@@ -114,8 +114,8 @@ def resamples(images: int) -> Bootstrap:
 
 def per_image(found: dict[str, Any], name: str) -> list[Any] | None:
     """What a measure is made of for every image, ``None`` if it is not."""
-    judge, _, number = name.rpartition("recall_at_")
-    if number or name == "median_rank":
+    judge, recall, number = name.partition("recall_at_")
+    if recall or name == "median_rank":
         # The reference is its own judge.
         stored = found["ranks"].get("reference" if judge == "judged_" else "own", found["ranks"]["own"])
         equal = np.zeros(found["images"], dtype=np.int64)
@@ -145,9 +145,7 @@ def summaries(results: Path, data: str, split: Split = "test") -> dict[str, Summ
 def _check_comparable(found: dict[str, dict[int, dict[str, Any]]]) -> None:
     pools = {content["pool"] for by_seed in found.values() for content in by_seed.values()}
     if len(pools) > 1:
-        raise ValueError(
-            "the results are of different test images; keep those of each data set in a folder of its own"
-        )
+        raise ValueError("the results are of different images; keep those of each data set in a folder of its own")
     for name, by_seed in found.items():
         for seed, content in by_seed.items():
             for needed, weights in content["made_of"].items():

@@ -28,7 +28,8 @@ def render(results: Path) -> dict[str, str]:
             rows = summaries(folder.parent, folder.name, split)
             for study, names in STUDIES.items():
                 there = [rows[name] for name in names if name in rows]
-                if len(there) > 1 and any(summary.row.name not in ("reference", "control") for summary in there):
+                own = {summary.row.name for summary in there} - set(STUDIES["main"])
+                if len(there) > 1 and (own or study == "main"):
                     name = " ".join([folder.name, study, *([split] if split != "test" else [])])
                     found[name] = _tables(study, there, rows)
     return found

@@ -219,9 +219,7 @@ def test_batches_are_captions_of_the_image_and_of_others(gan: Any, tmp_path: Pat
 
 def trained(gan: Any, folder: Path, name: str, model: Any = None, **others: Any) -> tuple[str, list[dict[str, Any]]]:
     """The weights of the captioner that was saved, and the log without its times."""
-    gan.training.train_gan(
-        captioner(model), tiny.caption_dataset(), settings(gan, folder, **others), folder / name
-    )
+    gan.training.train_gan(captioner(model), tiny.caption_dataset(), settings(gan, folder, **others), folder / name)
     log = list(gan.training.read_log(folder / name))
     for entry in log:
         assert entry.pop("seconds") > 0
@@ -292,7 +290,9 @@ def test_frozen_vision_encoder_stays_and_an_unfrozen_one_learns(gan: Any, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "model", [blip_model, git_model, lambda: recurrent.captioner_model("adaptive-attention")], ids=["blip", "git", "aa"]
+    "model",
+    [blip_model, git_model, lambda: recurrent.captioner_model("adaptive-attention")],
+    ids=["blip", "git", "aa"],
 )
 def test_other_families(gan: Any, tmp_path: Path, model: Any) -> None:
     weights, log = trained(gan, tmp_path, "out", model(), steps=2, evaluator_steps=1)
