@@ -71,6 +71,16 @@ def test_code_blocks_run(page: str, hub: dict[str, Path], tmp_path: Path, monkey
         exec(compile(block, page, "exec"), names)
 
 
+def test_the_table_of_noise_ratios_is_what_its_block_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [text for text in python_blocks("docs/choosing.md") if "noise_ratio=noise_ratio" in text]
+    exec(compile(block, "docs/choosing.md", "exec"), {})
+    printed = [[float(number) for number in line.split()] for line in capsys.readouterr().out.splitlines()]
+    table = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8").partition("| ν | first loss |")[2]
+    rows = [line for line in table.partition("\n\n")[0].splitlines()[2:]]
+    assert len(rows) == len(printed) == 4
+    assert [[float(cell) for cell in row.strip("| ").split("|")] for row in rows] == printed
+
+
 def test_every_python_block_is_run_or_says_why_not() -> None:
     run = {page: len(python_blocks(page)) for page in PAGES if python_blocks(page)}
     assert len(run) >= 14 and sum(run.values()) >= 35

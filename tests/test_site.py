@@ -86,6 +86,14 @@ def test_formulas_are_mathml_and_roles_are_gone(site: Path) -> None:
         assert re.findall(r"\\\(|\\\[|\$\$|:(?:math|class|func|meth|attr|data|mod):", unescape(text)) == [], page
 
 
+def test_a_formula_that_is_not_known_is_an_error() -> None:
+    hooks = pytest.importorskip("mkdocs_hooks", reason="the extra docs is not installed")
+    assert hooks.mathml("a &lt; b").endswith("<mrow><mi>a</mi><mo>&#x0003C;</mo><mi>b</mi></mrow></math>")
+    with pytest.raises(ValueError, match="nosuchcommand"):
+        hooks.mathml(r"\nosuchcommand{x}")
+    assert hooks._OTHER_ROLE.sub(r"<code>\1</code>", ":class:<code>~a.B</code>") == "<code>a.B</code>"
+
+
 def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) >= 20
