@@ -119,7 +119,8 @@ class _Page:
             asked: dict[str, Any] = {"concurrency_id": _MODEL, "concurrency_limit": 1, "api_visibility": "private"}
             quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
             given, answered = [gallery, own, judge, *decoding], [captions, several, ranking, shown]
-            gallery.upload(_told(self.kept), gallery, gallery, **quick)
+            # Through a queue, without which Gradio has no way to show a warning.
+            gallery.upload(_told(self.kept), gallery, gallery, concurrency_id="uploads", api_visibility="private")
             write.click(_told(self.written), given, answered, show_progress_on=captions, **asked)
             for button, example in zip(buttons, examples, strict=True):
                 button.click(_always(list(example.paths)), None, gallery, **quick).then(
@@ -171,12 +172,14 @@ class _Page:
         for path in _paths(items):
             try:
                 check_file(path, self.limits)
-                self.limits.check_number(len(found) + 1)
-            except RefusedError as error:
-                gr.Warning(html.escape(str(error)), duration=None)
-            else:
                 found.append(path)
-        return found
+            except RefusedError as error:
+                _warn(error)
+        try:
+            self.limits.check_number(len(found))
+        except RefusedError as error:
+            _warn(error)
+        return found[: self.limits.max_images]
 
     def written(self, items: Any, own: str, judge: str, *decoding: Any) -> tuple[str, Any, str, Shown]:
         """Both captions of each image."""
@@ -218,6 +221,10 @@ def theme() -> gr.themes.Base:
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
+
+
+def _warn(error: RefusedError) -> None:
+    gr.Warning(html.escape(str(error)), duration=None)
 
 
 def _told(work: Callable[P, R]) -> Callable[P, R]:

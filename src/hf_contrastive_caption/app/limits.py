@@ -27,7 +27,7 @@ class AppLimits:
 
     Args:
         max_images: Images at once.
-        max_upload_mb: Size of an image file in MB (millions of bytes).
+        max_upload_mb: Size of an image file in MB of 2**20 bytes.
         max_megapixels: Width times height of an image in millions of pixels. An image takes 3 bytes for each while
             it is captioned, whatever the size of its file.
         max_beams: Beams of the search.
@@ -53,7 +53,7 @@ class AppLimits:
     @property
     def max_upload_bytes(self) -> int:
         """Size of an image file in bytes."""
-        return int(self.max_upload_mb * 1e6)
+        return int(self.max_upload_mb * 2**20)
 
     def check_number(self, number: int) -> None:
         """Refuse too many images.
@@ -62,9 +62,7 @@ class AppLimits:
             RefusedError: If there are more than :attr:`max_images`.
         """
         if number > self.max_images:
-            raise RefusedError(
-                f"{number} images were given; at most {self.max_images} are taken at once. Remove some."
-            )
+            raise RefusedError(f"{number} images were given; at most {self.max_images} are taken at once.")
 
 
 def check_file(path: str, limits: AppLimits) -> None:
@@ -110,7 +108,7 @@ def _opened(path: str, limits: AppLimits) -> Image.Image:
         raise RefusedError(f"{_name(path)} is no longer here; drop it again.") from error
     if size > limits.max_upload_bytes:
         raise RefusedError(
-            f"{_name(path)} has {size / 1e6:.1f} MB; at most {limits.max_upload_mb:g} MB are taken. Make it smaller."
+            f"{_name(path)} has {size / 2**20:.1f} MB; at most {limits.max_upload_mb:g} MB are taken. Make it smaller."
         )
     Image.init()
     known = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF only since Pillow 11.3
@@ -129,7 +127,7 @@ def _opened(path: str, limits: AppLimits) -> Image.Image:
     if pixels > limits.max_megapixels * 1e6:
         image.close()
         raise RefusedError(
-            f"{_name(path)} has {image.width} × {image.height} pixels, {pixels / 1e6:.1f} megapixels; at most "
+            f"{_name(path)} has {image.width} × {image.height} pixels, {pixels / 1e6:.3g} megapixels; at most "
             f"{limits.max_megapixels:g} are taken. Make it smaller."
         )
     return image

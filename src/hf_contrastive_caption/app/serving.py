@@ -130,10 +130,9 @@ def free_port(host: str, port: int | None) -> int:
                 return number
         except OSError as error:
             problem = error
-    named = (
-        f"port {port} of {host} is" if port is not None else f"no port from {wanted[0]} to {wanted[-1]} of {host} is"
-    )
-    raise OSError(f"{named} not free: {problem}. Give another one with --port, or another --host.")
+    which = f"port {port}" if port is not None else f"no port from {wanted[0]} to {wanted[-1]}"
+    free = "is not free" if port is not None else "is free"
+    raise OSError(f"{which} of {host} {free}: {problem}. Give another one with --port, or another --host.")
 
 
 def _settings(folder: str) -> dict[str, str]:
@@ -144,6 +143,7 @@ def _settings(folder: str) -> dict[str, str]:
         "GRADIO_ALLOWED_PATHS": "",
         "GRADIO_ROOT_PATH": "",
         "GRADIO_DEBUG": "0",
+        "MPLCONFIGDIR": folder,  # Gradio imports matplotlib where it is installed, which writes a list of fonts
     }
 
 
