@@ -143,6 +143,9 @@ def test_the_gate_lets_through_what_the_page_needs(app: Running, pictures):
         assert client.post(f"{api}upload", content=iter([b"a"])).status_code == 411
         assert client.post(f"{api}upload", content=b"a" * 500_000).status_code == 413
         assert client.post(f"{api}queue/join", content=b"a" * 1_000_001).status_code == 413
+        for origin, code in (("http://example.org", 403), (app.url.rstrip("/"), 413), ("null", 403)):
+            sent = client.post(f"{api}upload", content=b"a" * 500_000, headers={"Origin": origin})
+            assert sent.status_code == code
         # Gradio would download it.
         address = {"path": "http://example.org/a.png", "meta": {"_type": "gradio.FileData"}}
         asked = {"data": [[{"image": address, "caption": None}]], "fn_index": 0, "session_hash": "a"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -12,10 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hf_contrastive_caption.app.limits import AppLimits
 
 _API = "/gradio_api"
-_PAGES = frozenset({"/", "/config", "/theme.css", "/favicon.ico", f"{_API}/theme.css", f"{_API}/startup-events"})
-_READ = ("/assets/", "/static/", "/svelte/", f"{_API}/file=", f"{_API}/heartbeat/")
-_READ_WHOLE = frozenset({f"{_API}/queue/data", f"{_API}/upload_progress", f"{_API}/app_id"})
-_WRITE = frozenset({f"{_API}/queue/join", f"{_API}/upload", f"{_API}/cancel", f"{_API}/reset", f"{_API}/run/predict"})
+_UPLOAD = f"{_API}/upload"
+_READ = frozenset(
+    {"/", "/config", "/theme.css", "/favicon.ico"}
+    | {f"{_API}/{way}" for way in ("theme.css", "startup-events", "queue/data", "upload_progress", "app_id")}
+)
+_READ_BELOW = ("/assets/", "/static/", "/svelte/", f"{_API}/file=", f"{_API}/heartbeat/")
+_WRITE = frozenset({_UPLOAD, *(f"{_API}/{way}" for way in ("queue/join", "run/predict", "cancel", "reset"))})
 _MESSAGE_BYTES = 1_000_000
 """Largest request that is no upload: names of images, a caption and the settings."""
 
@@ -48,6 +52,11 @@ class Gate:
             await self.app(scope, receive, send)
             return
         refusal = self._refusal(scope)
+        if refusal is None and scope["method"] == "POST" and scope["path"] != _UPLOAD:
+            body = await _whole_body(receive)
+            receive = _replayed(body, receive)
+            if _names_address(body):
+                refusal = PlainTextResponse("files are uploaded, and not named by their address", 400)
         if refusal is not None:
             await refusal(scope, receive, send)
             return
@@ -61,30 +70,32 @@ class Gate:
                     headers["Content-Security-Policy"] = _POLICY
             await send(message)
 
-        if scope["method"] == "POST" and not scope["path"].endswith("/upload"):
-            body = await _whole_body(receive)
-            if _names_address(body):
-                await PlainTextResponse("files are uploaded, and not named by their address", 400)(
-                    scope, receive, send
-                )
-                return
-            receive = _replayed(body, receive)
         await self.app(scope, receive, with_policy)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        """Why a request goes no further, by its way, its origin and its length."""
         method, path = scope["method"], scope["path"]
         if method in ("GET", "HEAD"):
-            known = path in _PAGES or path in _READ_WHOLE or path.startswith(_READ)
+            known = path in _READ or path.startswith(_READ_BELOW)
             return None if known else PlainTextResponse("not found", 404)
-        if method != "POST" or path.rstrip("/") not in _WRITE:
+        if method != "POST" or path not in _WRITE:
             return PlainTextResponse("not found", 404)
-        size = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        if self.local and not _same_origin(headers):
+            return PlainTextResponse("this page is used from its own address", 403)
+        size = headers.get("content-length", "")
         if not size.isdecimal():
             return PlainTextResponse("a request must say its length", 411)
-        most = self.upload_bytes if path.endswith("/upload") else _MESSAGE_BYTES
+        most = self.upload_bytes if path == _UPLOAD else _MESSAGE_BYTES
         if int(size) > most:
             return PlainTextResponse(f"{int(size)} bytes are too many; at most {most} are taken", 413)
         return None
+
+
+def _same_origin(headers: Headers) -> bool:
+    """Whether a request comes from this page, as far as a browser says it, and not from one of another site."""
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc in (headers.get("host"), headers.get("x-forwarded-host"))
 
 
 async def _whole_body(receive: Receive) -> bytes:

@@ -51,7 +51,7 @@ def serve_app(
 
     Raises:
         ModuleNotFoundError: If Gradio is not installed.
-        OSError: If the port is taken, or the host is no address of this machine.
+        OSError: If the port is taken, the host is no address of this machine, or there is no public address.
         ValueError: As for :func:`build_app`.
         TypeError: As for :func:`build_app`.
     """
@@ -90,6 +90,11 @@ def serve_app(
                     prevent_thread_lock=True,
                     inline=False,
                 )
+                if share and public is None:
+                    raise OSError(
+                        "Gradio could not make a public address for the page, which needs its servers; without share "
+                        "(--share off) it is served on this machine."
+                    )
                 yield public or address
             finally:
                 page.close(verbose=False)
