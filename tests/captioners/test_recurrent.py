@@ -18,18 +18,12 @@ from hf_contrastive_caption.generation import caption_images
 from hf_contrastive_caption.models import small_image_processor, small_recurrent_captioner, word_level_tokenizer
 from tests import recurrent, tiny
 from tests.captioners import naive
+from tests.captioners.scorer import scorer
 from tests.training import logged, trainer
 
 IMAGE_INDEX = (0, 2, 1, 0, 0, 2, 3, 0)  # image 4 of the five has no caption
 LINEAR = ["word_gates", "recurrent_gates", "image", "vocabulary"]
 TWO_LN_TWO = 1.3862944
-
-
-def scorer(model: nn.Module, **options: Any) -> Captioner:
-    captioner = captioner_for(model, tiny.processing(), **options)
-    captioner.make_deterministic()
-    captioner.verify()
-    return captioner
 
 
 @pytest.fixture
