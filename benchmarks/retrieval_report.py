@@ -97,7 +97,7 @@ def print_report(name: str, found: dict[str, Any], ratios: dict[str, float], num
     print(f"  exponent of the cost of N x N: {cost:.2f}, of its operations: {operations:.2f}")
     hours = [found[f"at_{EXTRAPOLATED}_{where}_hours"] for where in ("this_machine", "gpu")]
     print(
-        f"  {EXTRAPOLATED:,} x {EXTRAPOLATED:,}, extrapolated: {hours[0]:.3g} hours on this machine, "
+        f"  {EXTRAPOLATED:,} x {EXTRAPOLATED:,}, extrapolated: {hours[0]:.3g} hours on the machine that ran this, "
         f"{hours[1]:.2g} hours at a stated {found['gpu_tflop_per_s']:g} TFLOP/s"
     )
     print(

@@ -21,8 +21,8 @@ and per pair. All ways must agree in every score that more than one of them comp
 
 The cost of all pairs is N times that of an image plus building the tries. Its exponent is fitted by least squares on
 the logarithms; so are the operations, which PyTorch counts as they run, with attention made of plain products.
-5,000 x 5,000 follows from both fits: the hours on this machine from the seconds, the hours at a stated rate of a GPU
-from the operations.
+5,000 x 5,000 follows from both fits: the hours on the machine that ran it from the seconds, the hours at a stated
+rate of a GPU from the operations.
 
 Peak memory is measured in a process of its own, with as many images at once as the package's plan says: VmHWM after
 the scoring less VmRSS before it, when model and tries are built. Linux only.

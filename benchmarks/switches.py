@@ -1,4 +1,4 @@
-"""What the switches of a training step change on this machine: bfloat16, gradient checkpointing, compiled layers.
+"""What bfloat16, gradient checkpointing and compiled layers change in a training step, on the machine that runs it.
 
     python benchmarks/switches.py --threads 1
 
