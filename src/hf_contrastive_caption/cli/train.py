@@ -65,9 +65,6 @@ def train(words: Sequence[str], console: CommandConsole | None = None) -> int:
     Raises:
         WrongUseError: For options that are unknown, of a wrong type, missing or out of their range.
     """
-    if {"--help", "-h", "--help-all"} & set(words):
-        print(TrainParser(everything="--help-all" in words).format_help())
-        return 0
     request = read_request(words)
     if request.run.accelerate_config is not None and _LAUNCHED not in os.environ:
         return _launch(request)

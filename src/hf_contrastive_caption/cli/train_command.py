@@ -62,6 +62,11 @@ def _fields(file: Path, classes: tuple[str, ...]) -> Iterator[str]:
 
 def train(ctx: typer.Context) -> None:
     """Tune a captioner on your images and captions."""
+    if {"--help", "-h", "--help-all"} & set(ctx.args):  # needs the options, and not what trains
+        from hf_contrastive_caption.cli.train_options import TrainParser
+
+        print(TrainParser(everything="--help-all" in ctx.args).format_help())
+        return
     from hf_contrastive_caption.cli import train as command
 
     raise typer.Exit(command.train(ctx.args))
