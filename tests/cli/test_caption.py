@@ -104,6 +104,16 @@ def test_devices_that_are_not_there(place, capsys, device, code, message):
     assert message in capsys.readouterr().err
 
 
+def test_captions_longer_than_the_decoder_holds(place, capsys):
+    words = ("caption", place / "photos", "--model", place / "model", "--num-beams", 1, "--max-new-tokens")
+    limit = captioner_for(load_model(str(place / "model")), load_processing(str(place / "model"))).processor
+    assert limit.max_caption_tokens == 64
+    assert run(*words, 64) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert run(*words, 65) == 2
+    assert "--max-new-tokens is 65, but" in capsys.readouterr().err
+
+
 def test_words_that_name_nothing_are_wrong_use(place, tmp_path, capsys):
     for word, message in (
         (tmp_path / "gone.png", "there is no image"),

@@ -122,12 +122,13 @@ def test_in_a_terminal_the_table_is_drawn(folder, monkeypatch):
         (["--data", "data", "--reference-prompt", "Say it."], 2, "of --reference is asked, and there is none"),
         (["--data", "data", "--samples-per-image", "1"], 2, "take 2 or more, or 0"),
         (["--data", "data", "--document-frequencies", "data"], 2, "is a directory"),
+        (["--data", "data", "--max-new-tokens", "1000"], 2, "tuned holds captions of at most 128 tokens"),
         ([], 2, "Missing option"),
     ],
 )
 def test_wrong_use(folder, monkeypatch, capsys, words, code, message):
     monkeypatch.chdir(folder)
-    assert run("tuned", *words, "--max-new-tokens", 4, "--num-beams", 1) == code
+    assert run("tuned", "--max-new-tokens", 4, "--num-beams", 1, *words) == code
     shown = capsys.readouterr().err
     assert message in " ".join(shown.split()) and "Traceback" not in shown
 

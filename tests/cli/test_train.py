@@ -124,6 +124,10 @@ def test_an_adapter(place, tmp_path, capsys):
         (["--train-split", "dev"], 1, "there is no split 'dev'"),
         (["--eval-strategy", "epoch", "--eval-split", "dev"], 1, "there is no split 'dev'"),
         (["--data", "no/such/folder"], 1, "no/such/folder does not exist"),
+        (["--output-dir", __file__], 2, "test_train.py is a file; give a folder"),
+        (["--model-init-kwargs", '{"dtype": '], 2, "--model-init-kwargs: '{\"dtype\": ' is no dictionary in JSON"),
+        (["--model-init-kwargs", "bfloat16"], 2, "--model-init-kwargs: 'bfloat16' is no dictionary in JSON"),
+        (["--lr-scheduler-kwargs", "[1]"], 2, "--lr-scheduler-kwargs: '[1]' is no dictionary in JSON"),
         (["--resume"], 1, "there is no checkpoint"),
         (["--accelerate-config", "fsdp3"], 1, "there is no Accelerate config 'fsdp3'"),
     ],
@@ -143,6 +147,9 @@ def test_options_out_of_range_in_a_file_are_placed(place, tmp_path, capsys):
     assert f"(num_negatives: {file}:2)" in capsys.readouterr().err
     assert run("train", "--config", file, *words, "--num-negatives", -1) == 2  # of the command line, not of the file
     assert "run.yaml" not in capsys.readouterr().err
+    file.write_text("model: m\nmodel_init_kwargs: bfloat16\n")
+    assert run("train", "--config", file, *words) == 2
+    assert f"{file}:2: 'bfloat16' is no dictionary" in capsys.readouterr().err
     assert run("train", "--config", file) == 2
     assert "--data, --output-dir must be given" in capsys.readouterr().err
 

@@ -14,11 +14,10 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from hf_contrastive_caption.cli.caption_command import CaptionOptions
+from hf_contrastive_caption.cli.captioners import load_named
 from hf_contrastive_caption.cli.errors import WrongUseError
 from hf_contrastive_caption.cli.image_files import check_named, images_of
-from hf_contrastive_caption.console import no_other_progress_bars
 from hf_contrastive_caption.data.images import BadImageError, open_image
-from hf_contrastive_caption.evaluation.evaluator import as_captioner
 from hf_contrastive_caption.generation import stream_captions
 
 Captioned = tuple[str, float | None]
@@ -70,8 +69,7 @@ def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
 def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], Sequence[Captioned]]:
     """Load the captioner; what is returned captions a batch of images."""
     device = _device(options.device)
-    with no_other_progress_bars():
-        captioner = as_captioner(options.model, prompt=options.prompt)
+    captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=options.max_new_tokens)
     try:
         captioner.model.to(device)
     except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without it

@@ -10,11 +10,12 @@ from typing import Any
 from transformers import AutoModel, AutoProcessor
 
 from hf_contrastive_caption.captioners import Captioner
+from hf_contrastive_caption.cli.captioners import load_named
 from hf_contrastive_caption.cli.errors import WrongUseError
 from hf_contrastive_caption.cli.measure_commands import CompareOptions, EvaluateOptions, MeasureOptions, words_of
 from hf_contrastive_caption.console import CommandConsole, no_other_progress_bars
 from hf_contrastive_caption.data.files import choose_split, load_splits
-from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner, prompt_of
+from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.measures import measures_rows
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import expand_metrics
@@ -27,19 +28,21 @@ from hf_contrastive_caption.report.comparison import CaptionerComparison, compar
 
 def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) -> CaptionerReport:
     """Evaluate a captioner, and a reference on the same images if there is one; print the table, write the report."""
-    console = CommandConsole() if console is None else console
+    console, longest = CommandConsole() if console is None else console, options.max_new_tokens
     with no_other_progress_bars():
         images, arguments = _what_to_evaluate(options, console)
         arguments["samples_per_image"] = options.samples_per_image
         name, other_name = _short_names(options.model, options.reference)
-        captioner = as_captioner(options.model, prompt=options.prompt)
+        captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=longest)
         asked = prompt_of(captioner)
         arguments["retriever"] = _retriever(options, asked)
         report = evaluate_captioner(captioner, images, name=name, **arguments)
         del captioner  # its memory is the reference's
         reference = None
         if options.reference is not None:
-            other = as_captioner(options.reference, prompt=options.reference_prompt, otherwise=asked)
+            other = load_named(
+                options.reference, prompt=options.reference_prompt, otherwise=asked, max_new_tokens=longest
+            )
             reference = evaluate_captioner(other, images, name=other_name, **arguments)
     if reference is None:
         console.table(measures_rows(report.name, report.measures, report.chance))
@@ -61,12 +64,14 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
 
 def compare(options: CompareOptions, console: CommandConsole | None = None) -> CaptionerComparison:
     """Evaluate a captioner and its reference on the same images; print the table, write the page into a folder."""
-    console = CommandConsole() if console is None else console
+    console, longest = CommandConsole() if console is None else console, options.max_new_tokens
     with no_other_progress_bars():
         images, arguments = _what_to_evaluate(options, console)
-        target = as_captioner(options.target, prompt=options.prompt)
+        target = load_named(options.target, prompt=options.prompt, max_new_tokens=longest)
         asked = prompt_of(target)
-        reference = as_captioner(options.reference, prompt=options.reference_prompt, otherwise=asked)
+        reference = load_named(
+            options.reference, prompt=options.reference_prompt, otherwise=asked, max_new_tokens=longest
+        )
         arguments["retriever"] = _retriever(options, asked)
         tuned, before = _short_names(options.target, options.reference)
         comparison = compare_captioners(
@@ -111,7 +116,7 @@ def load_retriever(name: str, prompt: str | None = None) -> Captioner | Retrieve
         prompt: What it is asked if it is a chat model, and no prompt was saved with it.
     """
     if is_captioner(name):
-        return as_captioner(name, otherwise=prompt)
+        return load_named(name, otherwise=prompt)
     return DualEncoderRetriever(AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name))
 
 

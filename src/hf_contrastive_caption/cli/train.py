@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -33,6 +34,9 @@ from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
 
 _LAUNCHED = "CONTRASTIVE_CAPTION_LAUNCHED"
 """Set in the processes that ``--accelerate-config`` starts, which get the same words."""
+
+_OR_A_FILE = ("accelerator_config", "fsdp_config", "deepspeed")
+"""Dictionaries whose options also take the name of a file."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def read_request(words: Sequence[str]) -> TrainRequest:
     run = RunOptions(**{name: value for name, value in values.items() if name in of_run})
     config = {name: value for name, value in values.items() if name not in of_run}
     _check_run(run, config)
+    _check_dictionaries(config, places)
     return TrainRequest(tuple(words), run, config, places)
 
 
@@ -104,6 +109,8 @@ def _check_run(run: RunOptions, config: dict[str, Any]) -> None:
         raise WrongUseError("--lora-alpha and --lora-target-modules are for an adapter; say its rank with --lora-r")
     if run.lora_r is not None and run.lora_r < 1:
         raise WrongUseError(f"--lora-r is {run.lora_r}, but a rank is at least 1")
+    if os.path.isfile(config["output_dir"]):
+        raise WrongUseError(f"--output-dir {config['output_dir']} is a file; give a folder, there or not there yet")
     if run.num_processes is not None and (run.accelerate_config is None or run.num_processes < 1):
         raise WrongUseError("--num-processes takes a number of at least 1, and --accelerate-config with it")
     if run.eval_split is not None and not _evaluates(config) and not run.report_images:
@@ -115,6 +122,21 @@ def _check_run(run: RunOptions, config: dict[str, Any]) -> None:
             raise WrongUseError(f"--{name.replace('_', '-')} is {getattr(run, name)}, but must be 0 or more")
     if run.resume and config.get("resume_from_checkpoint"):
         raise WrongUseError("--resume and --resume-from-checkpoint say the same; leave one of them out")
+
+
+def _check_dictionaries(config: dict[str, Any], places: dict[str, str]) -> None:
+    """Dictionaries that are written as text: Trainer would say what is wrong with one, and not with which."""
+    for name in ContrastiveCaptionConfig._VALID_DICT_FIELDS:
+        value = config.get(name)
+        if isinstance(value, str) and (value.startswith("{") or name not in _OR_A_FILE):
+            try:
+                found = json.loads(value)
+            except json.JSONDecodeError as error:
+                found = error
+            if not isinstance(found, dict):
+                where = places.get(name, f"--{name.replace('_', '-')}")
+                reason = f" ({found})" if isinstance(found, json.JSONDecodeError) else ""
+                raise WrongUseError(f"{where}: {value!r} is no dictionary in JSON such as '{{\"a\": 1}}'{reason}")
 
 
 def _evaluates(config: dict[str, Any]) -> bool:
