@@ -154,6 +154,8 @@ class TestCompare:
         assert run(*words, command="compare") == 2  # said by the option itself, before anything is loaded
         assert "is a file" in capsys.readouterr().err
         assert (tmp_path / "page").read_text() == "mine"
+        assert run(*words[:-1], tmp_path / "page" / "below", command="compare") == 2
+        assert "leads through a file" in capsys.readouterr().err
 
 
 def test_a_retriever_is_asked_what_the_captioner_is_asked(tmp_path: Path):

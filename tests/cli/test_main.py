@@ -111,6 +111,7 @@ def test_a_warning_is_a_line_and_said_once(monkeypatch, capsys):
         for text in ("few images", "few images", "no Java"):
             warnings.warn(text, stacklevel=1)
         warnings.warn("few images", stacklevel=2)  # from another line
+        warnings.warn("a name that will go", FutureWarning, stacklevel=2)
         return {}
 
     before = warnings.showwarning

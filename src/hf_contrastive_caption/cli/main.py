@@ -64,11 +64,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Warnings as one line each, without the line of source that they come from, and none of them twice."""
+    """Warnings as one line each, without the line of source that they come from, and none of them twice.
+
+    Those of names that will go are for who writes programs, and are not shown.
+    """
     told: set[str] = set()
 
-    def show(message: Warning | str, *where_from: Any, **more: Any) -> None:
-        if str(message) not in told:
+    def show(message: Warning | str, category: type[Warning], *where_from: Any, **more: Any) -> None:
+        if str(message) not in told and not issubclass(category, (DeprecationWarning, FutureWarning)):
             told.add(str(message))
             print(f"warning: {message}", file=sys.stderr)
 

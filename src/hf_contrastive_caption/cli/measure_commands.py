@@ -233,6 +233,16 @@ class CompareOptions(MeasureOptions):
         1000
     )
 
+    def __post_init__(self) -> None:
+        """Check that the page can be written, before hours are spent on it.
+
+        Raises:
+            typer.BadParameter: If a file is in the way.
+        """
+        super().__post_init__()
+        if not next(path for path in (self.out, *self.out.parents) if path.exists()).is_dir():
+            raise typer.BadParameter(f"{str(self.out)!r} leads through a file", param_hint="--out")
+
 
 @takes(EvaluateOptions)
 def evaluate(options: EvaluateOptions) -> None:
