@@ -48,9 +48,10 @@ def show_app(
     max_beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 8,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that wait for the captioners.")] = 16,
 ) -> None:
-    """Open a page to drop images on: both captions, word by word, and which images they find.
+    """Open a page to drop images on, and see what both write.
 
-    Needs Gradio: pip install 'hf-contrastive-caption[app]'. Ctrl-C ends it.
+    Both captions, word by word, and which images they find. Needs Gradio: pip install
+    'hf-contrastive-caption[app]'. Ctrl-C ends it.
     """
     from hf_contrastive_caption.cli import app as command
 

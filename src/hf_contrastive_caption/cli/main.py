@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,13 +149,14 @@ def demo(
 
 
 app.command(cls=TrainCommand, add_help_option=False, context_settings=TrainCommand.SETTINGS)(train)
-for _name, _command in {
+_GROUPED: dict[str, Callable[..., None]] = {
     "caption": caption,
     "evaluate": evaluate,
     "compare": compare,
     "app": show_app,
     "convert": convert,
-}.items():
+}
+for _name, _command in _GROUPED.items():
     app.command(_name, cls=GroupedCommand)(_command)
 
 
