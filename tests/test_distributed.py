@@ -36,7 +36,15 @@ class Recorder(TrainerCallback):
 
 
 def run(
-    folder: Path, batch_size: int, accumulation: int, *, checkpointing: bool, lora: bool, ahead: bool, decoder: str
+    folder: Path,
+    batch_size: int,
+    accumulation: int,
+    *,
+    checkpointing: bool,
+    lora: bool,
+    ahead: bool,
+    introspective: bool,
+    decoder: str,
 ) -> None:
     """Train for four steps over ten rows (the third step is the ragged end of an epoch) and write what was seen."""
     model: Any = tiny.captioner_model(decoder)  # type: ignore[arg-type]
@@ -47,6 +55,8 @@ def run(
         torch.manual_seed(int(os.environ["RANK"]))  # as in a script without a seed: the first process's adapter counts
         targets = r".*(q_proj|query|c_attn|q_attn)"  # the names differ between releases
         model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.5, fan_in_fan_out=False))
+        reference = None
+    if introspective:
         reference = None
     if ahead:  # several shards, for several processes
         reference_scores.ROWS_PER_SHARD, vision_states.SHARD_BYTES = 3, 3 * 17 * 32 * 4
@@ -72,6 +82,8 @@ def run(
         cache_vision_states=ahead,
         precompute_reference=ahead,
         precomputed_dir=str(folder / "ahead") if ahead else None,
+        objective="introspective" if introspective else "contrastive",
+        mle_weight=0.5 if introspective else 0.0,
     )
     trainer = ContrastiveCaptionTrainer(
         model=model,
@@ -82,13 +94,14 @@ def run(
         processing_class=tiny.processing(),
         callbacks=[recorder],
     )
+    margin = "image_margin" if introspective else "margin"
     calls = count_calls(trainer.captioner.base_model)
     trainer.train()
     metrics = trainer.evaluate()
     seen = {
         "world": args.world_size,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "margins": [entry["margin"] for entry in trainer.state.log_history if "margin" in entry],
+        "margins": [entry[margin] for entry in trainer.state.log_history if margin in entry],
         "eval": {name: value for name, value in metrics.items() if "runtime" not in name and "second" not in name},
         "layer_calls": calls["layer"] / calls["model"],
         "gradients": [gradient.tolist() for gradient in recorder.gradients],
@@ -137,6 +150,7 @@ def launch(folder: Path, processes: int, batch_size: int, accumulation: int, *fl
         pytest.param(("--decoder=trocr",), marks=pytest.mark.slow),
         pytest.param(("--lora", "--checkpointing"), marks=pytest.mark.slow),
         pytest.param(("--ahead",), marks=pytest.mark.slow),
+        pytest.param(("--introspective",), marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_as_one_does(tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -147,7 +161,11 @@ def test_two_processes_train_as_one_does(tmp_path: Path, flags: tuple[str, ...])
         for rank in several:
             assert rank["losses"] == pytest.approx(one["losses"], abs=1e-5)
             assert rank["margins"] == pytest.approx(one["margins"], abs=1e-4)
-            for name in ("eval_loss", "eval_margin", "eval_ranked_first", "eval_positive_log_prob"):
+            assert len(one["margins"]) == STEPS
+            compared = (
+                ("image_margin", "own_image_first") if "--introspective" in flags else ("margin", "ranked_first")
+            )
+            for name in ("eval_loss", "eval_positive_log_prob", *(f"eval_{part}" for part in compared)):
                 assert rank["eval"][name] == pytest.approx(one["eval"][name], abs=1e-4)
         for step in range(STEPS):
             ranks = [torch.tensor(rank["gradients"][step], dtype=torch.float64) for rank in several]
@@ -177,5 +195,6 @@ if __name__ == "__main__":
         checkpointing="--checkpointing" in options,
         lora="--lora" in options,
         ahead="--ahead" in options,
+        introspective="--introspective" in options,
         decoder=decoders[0] if decoders else "gpt2",
     )

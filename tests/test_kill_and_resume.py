@@ -77,6 +77,7 @@ SLOW = {
         {"objective": "mle", "dataloader_num_workers": 1, **ACCUMULATED}, lambda: tiny.captioner_model(dropout=0.3)
     ),
     "gradient checkpointing": Variant({"gradient_checkpointing": True}),
+    "introspective": Variant({"objective": "introspective", "mle_weight": 0.5, "dataloader_num_workers": 1}),
     "persistent workers": Variant({"dataloader_num_workers": 2, "dataloader_persistent_workers": True}),
     "reference of another kind": Variant(
         arguments=lambda: {
