@@ -94,7 +94,7 @@ class _Page:
     def blocks(self, examples: Sequence[ExampleImages]) -> gr.Blocks:
         """All of it."""
         title = f"{self.names[1]} compared with {self.names[0]}"
-        page = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, _KEPT_SECONDS))
+        page = gr.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(600, _KEPT_SECONDS))
         with page:
             _html(render_header(self.names))
             shown = gr.State(None, time_to_live=_KEPT_SECONDS)
@@ -134,7 +134,7 @@ class _Page:
     def _given(self, examples: Sequence[ExampleImages]) -> tuple[gr.Gallery, gr.Button, list[gr.Button]]:
         limits = self.limits
         gallery = gr.Gallery(
-            label="Images", type="filepath", interactive=True, columns=3, height=320, object_fit="contain",
+            label="Images", type="filepath", interactive=True, columns=2, height=320, object_fit="contain",
             file_types=["image"], sources=["upload", "clipboard"], buttons=[], elem_id="images",
         )  # fmt: skip
         write = gr.Button("Write captions", variant="primary", elem_id="write")
