@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hf_contrastive_caption.app.limits import FORMATS, AppLimits
 from hf_contrastive_caption.cli import app as command
+from hf_contrastive_caption.cli.app_command import AppOptions
 from tests.cli.commands import run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "app.md").read_text(encoding="utf-8")
@@ -27,7 +28,7 @@ def test_all_options_stand_in_the_table_with_their_defaults(capsys):
 
 
 def test_its_command_is_one(monkeypatch):
-    seen: list[command.AppOptions] = []
+    seen: list[AppOptions] = []
     monkeypatch.setattr(command, "show_app", seen.append)
     (line,) = re.findall(r"^contrastive-caption (.*)$", PAGE, flags=re.MULTILINE)
     assert run(*shlex.split(line)) == 0

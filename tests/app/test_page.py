@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,12 @@ MEGAPIXELS = 0.01
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The page of two tiny captioners, whose captions are not longer than the decoder."""
+    """The page of two tiny captioners with narrow limits; the last test of this file ends it."""
     folder = tmp_path_factory.mktemp("app")
-    words = ["--max-images", 4, "--max-upload-mb", 0.1, "--max-megapixels", MEGAPIXELS, "--port", 7981]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--max-images", 4, "--max-upload-mb", 0.1, "--max-megapixels", MEGAPIXELS, "--port", port]
     with running(folder / "run", *save_captioners(folder), *words) as found:
         yield found
 

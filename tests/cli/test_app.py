@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import socket
+from dataclasses import fields
 
 import pytest
 from transformers import ViTConfig
 
+from hf_contrastive_caption.app import AppLimits
 from hf_contrastive_caption.cli import app as command
+from hf_contrastive_caption.cli.app_command import AppOptions, Switch
 from tests.app.command import save_captioners
 from tests.cli.commands import run
 
 
 def test_its_words_reach_it(monkeypatch):
-    seen: list[command.AppOptions] = []
+    seen: list[AppOptions] = []
     monkeypatch.setattr(command, "show_app", seen.append)
     assert run("app", "old", "new") == 0
     words = [
@@ -32,14 +35,17 @@ def test_its_words_reach_it(monkeypatch):
     ]
     limits = ["--max-images", "3", "--max-upload-mb", "1.5", "--max-megapixels", "2", "--max-beams", "4"]
     assert run("app", "old", "new", *words, *limits, "--max-queue", "5", "--device", "cpu") == 0
-    assert seen[0] == command.AppOptions(
-        "old", "new", share=False, host="127.0.0.1", port=None, prompt=None, reference_prompt=None, device=None,
-        max_images=12, max_upload_mb=20.0, max_megapixels=40.0, max_beams=8, max_queue=16,
-    )  # fmt: skip
-    assert seen[1] == command.AppOptions(
-        "old", "new", share=True, host="0.0.0.0", port=7000, prompt="Say it.", reference_prompt="So.", device="cpu",
-        max_images=3, max_upload_mb=1.5, max_megapixels=2.0, max_beams=4, max_queue=5,
-    )  # fmt: skip
+    assert seen == [
+        AppOptions(reference="old", target="new"),
+        AppOptions(
+            reference="old", target="new", share=Switch.ON, host="0.0.0.0", port=7000, prompt="Say it.",
+            reference_prompt="So.", device="cpu", max_images=3, max_upload_mb=1.5, max_megapixels=2.0, max_beams=4,
+            max_queue=5,
+        ),
+    ]  # fmt: skip
+    given = {field.name: getattr(seen[0], field.name) for field in fields(AppLimits) if field.name != "max_characters"}
+    assert AppLimits(**given) == AppLimits()
+    assert (seen[0].share, seen[0].host) == (Switch.OFF, "127.0.0.1")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from types import FrameType
 
 import torch
@@ -13,28 +12,10 @@ from transformers.utils import logging as transformers_logging
 
 from hf_contrastive_caption.app.limits import AppLimits
 from hf_contrastive_caption.app.serving import LOOPBACK, check_gradio, free_port, serve_app
+from hf_contrastive_caption.cli.app_command import AppOptions, Switch
 from hf_contrastive_caption.cli.errors import INTERRUPTED
 from hf_contrastive_caption.evaluation.evaluator import as_captioner, prompt_of
 from hf_contrastive_caption.report.comparison import names_of
-
-
-@dataclass(frozen=True)
-class AppOptions:
-    """What the command was asked for; see its ``--help``."""
-
-    reference: str
-    target: str
-    share: bool
-    host: str
-    port: int | None
-    prompt: str | None
-    reference_prompt: str | None
-    device: str | None
-    max_images: int
-    max_upload_mb: float
-    max_megapixels: float
-    max_beams: int
-    max_queue: int
 
 
 def show_app(options: AppOptions) -> None:
@@ -58,6 +39,7 @@ def show_app(options: AppOptions) -> None:
         max_beams=options.max_beams,
         max_queue=options.max_queue,
     )
+    share = options.share is Switch.ON
     signal.signal(signal.SIGTERM, _terminated)
     try:
         with serve_app(
@@ -65,12 +47,12 @@ def show_app(options: AppOptions) -> None:
             target,
             host=options.host,
             port=options.port,
-            share=options.share,
+            share=share,
             limits=limits,
             names=names_of(options.reference, options.target),
         ) as address:
             print(f"The page is {address} (Ctrl-C ends it)", flush=True)
-            if options.share or options.host not in (LOOPBACK, "localhost", "::1"):
+            if share or options.host not in (LOOPBACK, "localhost", "::1"):
                 print("Everybody who can reach this address can use it.", file=sys.stderr, flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
