@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> dict[str, CaptionerReport]:
         data = scenes(options.images, 2, max(options.images // 10, 10))
         weak, strong = drawn_captioners(options, data)
     else:
-        data, weak, strong = load_splits(options.data), options.model, options.reference_model
+        data, weak, strong = load_splits(options.data), options.model or WEAK, options.reference_model or STRONG
     train, test = choose_split(data, "train")[1], choose_split(data, "test")[1]
 
     against_itself = tune(options, "against-itself", weak, None, train)
@@ -116,8 +116,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", help="folder, parquet file, or name of a data set (default: drawn scenes, and small captioners)")
-    add("--model", default=WEAK, help="the weak captioner, with --data (default: %(default)s)")
-    add("--reference-model", default=STRONG, help="the strong captioner, with --data (default: %(default)s)")
+    add("--model", help=f"the weak captioner, with --data (default: {WEAK})")
+    add("--reference-model", help=f"the strong captioner, with --data (default: {STRONG})")
     add("--output", type=Path, required=True, help="folder for the captioners")
     add("--steps", type=int, default=300, help="of tuning (default: %(default)s; -1 for one epoch)")
     add("--batch-size", type=int, default=32, help="images in a step (default: %(default)s)")
@@ -125,6 +125,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--images", type=int, default=6000, help="scenes to draw (default: %(default)s)")
     add("--start-steps", type=int, default=1200, help="that train the strong one; the weak one gets a third")
     options = parser.parse_args(arguments)
+    if options.data is None and (options.model or options.reference_model):
+        parser.error("--model and --reference-model need --data: for drawn scenes both captioners are made here")
     if options.learning_rate is None:
         options.learning_rate = 1e-5 if options.data else 5e-4
     return options

@@ -11,6 +11,12 @@ from hf_contrastive_caption import Captioner, scenes
 from tests.examples.scripts import LN_4, TINY, load_script
 
 
+def test_captioners_without_data_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        load_script("weak_target").parse(["--output", "o", "--model", "me/weak"])
+    assert "need --data" in capsys.readouterr().err
+
+
 def test_tunes_against_itself_and_against_a_stranger(tmp_path, capsys):
     reports = load_script("weak_target").main(["--output", str(tmp_path), *TINY])
     shown = capsys.readouterr().out
