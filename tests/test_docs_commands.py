@@ -19,7 +19,7 @@ from hf_contrastive_caption.cli.train_options import TrainParser
 from tests.pages import PAGES, ROOT, Block, blocks
 
 UsageError = typer.BadParameter.__mro__[1]  # click's, or that of typer's own copy of click
-OTHERS = {"torchrun", "hf", "apt-get", "accelerate"}
+OTHERS = {"torchrun", "hf", "apt-get", "accelerate", "jupyter"}
 """Programs of others, whose options are not looked at."""
 
 
