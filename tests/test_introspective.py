@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,14 @@ from hf_contrastive_caption import (
     ContrastiveCaptionDataset,
     ContrastiveCaptionTrainer,
     captioner_for,
+    scenes,
 )
-from tests import tiny
+from hf_contrastive_caption.captioners.determinism import evaluation_mode
+from hf_contrastive_caption.captioners.packing import sum_by_caption
+from hf_contrastive_caption.losses import introspective_loss
+from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
+from tests import recurrent, tiny
+from tests.families import FAMILIES
 from tests.training import arguments, logged, trainer
 
 OPTIONS: dict[str, Any] = {"objective": "introspective", "num_negatives": 2}
@@ -154,6 +162,66 @@ def test_streams_and_data_sets_of_another_kind_are_refused(tmp_path: Path) -> No
     assert len(logged(run, "image_margin")) == 1
 
 
+MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    **{family.name: (partial(family.model, 0.0), family.processing, dict(family.options)) for family in FAMILIES},
+    **{kind: (partial(recurrent.captioner_model, kind), tiny.processing, {}) for kind in recurrent.KINDS},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_scores_captions_for_distractors(tmp_path: Path, name: str) -> None:
+    """Own images with several captions and distractors with one each, against one plain forward per pair."""
+    model, processing, options = MODELS[name]
+    run = trainer(
+        tmp_path,
+        model(),
+        tiny.caption_dataset(4, 2),
+        {**options, **OPTIONS, "captions_per_image": "all", "per_device_train_batch_size": 2},
+        processing_class=processing(),
+    )
+    batch = next(iter(run.get_train_dataloader()))
+    with torch.no_grad(), evaluation_mode(run.model):
+        tokens = run.captioner.reference_log_probs(batch["images"], batch["captions"])
+        plain = sum_by_caption(tokens, batch["captions"]["lengths"]).view(-1, 3)
+        found = run.compute_loss(run.model, batch)
+    assert len(plain) == 4 and (plain[:, 0] - plain[:, 1]).abs().max() > 1e-3
+    assert found.item() == pytest.approx(introspective_loss(plain[:, 0], plain[:, 1:]).item(), rel=1e-3, abs=1e-4)
+
+
 def test_a_data_parallel_run_looks_for_no_unused_weights(tmp_path: Path) -> None:
     assert arguments(tmp_path, objective="introspective").ddp_find_unused_parameters is False
     assert arguments(tmp_path, objective="mle").ddp_find_unused_parameters is None
+
+
+@pytest.mark.slow
+def test_on_scenes_captions_come_to_fit_their_own_image_better_than_others(tmp_path: Path) -> None:
+    """On held-out scenes, from one start: against that start, and against as many more steps of maximum likelihood."""
+    data = scenes(num_train=1500, num_validation=300, num_test=1)
+    data = data.map(lambda row: {"captions": [max(row["captions"], key=len)]})  # that says the most
+    tokenizer = word_level_tokenizer(captions[0] for captions in data["train"]["captions"])
+    sizes = {"width": 64, "mlp": 128, "encoder_layers": 2, "decoder_layers": 1}
+
+    def run(model: Any, steps: int, **options: Any) -> ContrastiveCaptionTrainer:
+        settings = {"max_steps": steps, "per_device_train_batch_size": 64, "logging_steps": 50, "num_negatives": 1}
+        made = ContrastiveCaptionTrainer(
+            model=model,
+            args=arguments(tmp_path, **{**settings, **options}),
+            train_dataset=data["train"],
+            eval_dataset=data["validation"],
+            processing_class=(tokenizer, small_image_processor(64)),
+        )
+        made.train()
+        return made
+
+    def evaluated(model: Any) -> dict[str, float]:
+        return run(model, 1, objective="introspective", learning_rate=1e-12).evaluate()
+
+    start = run(small_captioner(tokenizer, **sizes), 150, objective="mle", learning_rate=2e-3).model
+    control = run(copy.deepcopy(start), 200, objective="mle").model
+    before, beside = evaluated(copy.deepcopy(start)), evaluated(control)
+    after = run(start, 200, objective="introspective", mle_weight=1.0).evaluate()
+    assert after["eval_image_margin"] > before["eval_image_margin"] + 1
+    assert after["eval_image_margin"] > 1.5 * beside["eval_image_margin"]
+    assert after["eval_own_image_first"] > max(before["eval_own_image_first"], beside["eval_own_image_first"]) + 0.05
+    assert after["eval_log_ratio_loss"] < min(before["eval_loss"], beside["eval_loss"]) - 0.05

@@ -174,16 +174,15 @@ def loss_in_words(args: ContrastiveCaptionConfig) -> str | None:
     """What the loss is, in Markdown; ``None`` for maximum likelihood."""
     if args.objective == "mle":
         return None
-    words = (
-        "G is the log-ratio ln p(caption, given the image) of the tuned model less that of the reference. "
-        f"{_LOSSES[args.loss_type]}"
-    )
     if args.objective == "introspective":
         words = (
             "D is ln p(caption, given the image) less ln p(the same caption, given another image), both of the tuned "
             "model. The loss is the mean of −ln σ(βD) over captions, each with K other images, which are fixed in "
             "advance."
         )
+    else:
+        words = "G is the log-ratio ln p(caption, given the image) of the tuned model less that of the reference. "
+        words += _LOSSES[args.loss_type]
     if args.mle_weight:
         words += " To it is added, weighted, the negative log-likelihood per token of captions of the image."
     return words
