@@ -1,4 +1,4 @@
-"""What mkdocs does to a page after Markdown: formulas become MathML, and Sphinx roles in docstrings become plain code.
+"""What mkdocs does to a page after Markdown: formulas become MathML, and other Sphinx roles of docstrings plain code.
 
 MathML needs no script and no font from another host; every current browser draws it.
 """
@@ -14,6 +14,7 @@ from mkdocs.exceptions import PluginError
 
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
 _BLOCK = re.compile(r'(<div class="arithmatex">)\s*\\\[(.*?)\\\]\s*(</div>)', re.DOTALL)
+_DIRECTIVE = re.compile(r"<p>\.\. math::\s+(.*?)</p>", re.DOTALL)
 _MATH_ROLE = re.compile(r":math:<code>(.*?)</code>", re.DOTALL)
 _FUNCTION = re.compile(r"<mi>(ln|log|exp|min|max)</mi>")
 _SIGN = re.compile(r"(&#x00028;</mo>)<mo>&#x02212;</mo>")
@@ -44,6 +45,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     try:
         content = _INLINE.sub(lambda found: mathml(found[1]), content)
         content = _BLOCK.sub(lambda found: found[1] + mathml(found[2], "block") + found[3], content)
+        content = _DIRECTIVE.sub(lambda found: f'<div class="arithmatex">{mathml(found[1], "block")}</div>', content)
         content = _MATH_ROLE.sub(lambda found: mathml(found[1]), content)
     except Exception as error:  # the converter has many kinds
         raise PluginError(f"{page.file.src_path}: {error}") from error

@@ -82,7 +82,13 @@ def test_a_file_and_words_do_what_the_trainer_does_in_python(place, tmp_path, ca
 
 @pytest.mark.parametrize(
     ("words", "images"),
-    [((), 6), (("--report-images", 4), 4), (("--report-images", 0), 0), (("--objective", "mle"), 0)],
+    [
+        ((), 6),
+        (("--report-images", 4), 4),
+        (("--report-images", 0), 0),
+        (("--objective", "mle"), 0),
+        (("--objective", "introspective", "--mle-weight", 0.5), 0),
+    ],
 )
 def test_the_page_at_the_end(place, tmp_path, capsys, words, images):
     out = tmp_path / "out"

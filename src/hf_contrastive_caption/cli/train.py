@@ -321,7 +321,7 @@ def _say_how_to_use(
     console.code(shlex.join(["contrastive-caption", "caption", "photo.jpg", "--model", folder]))
     if page is not None:
         console.say(f"What changed, image by image and word by word: open {page} in a browser.")
-    elif config.objective == "contrastive":
+    elif config.objective != "mle":
         console.say("Whether it is better, on a split that it was not trained on:")
         words = ["contrastive-caption", "compare", str(request.run.reference_model or request.run.model), folder]
         words += ["--data", str(request.run.data)]
