@@ -21,10 +21,10 @@ from hf_contrastive_caption.loading import load_captioner
 from studies.files import Place
 from studies.plan import NUM_NEGATIVES, Unit, reference_row
 
-PER_IMAGE = ("cider_d", "rouge_l", "meteor", "invented")
+PER_IMAGE = ("cider_d", "rouge_l", "invented")
 """Stored for each image, for intervals and paired comparisons, besides the ranks that all recalls are made of."""
 
-CORPUS = ("bleu_4", "distinct_captions", "distinct_share", "vocabulary", "mean_length", "cider_btw")
+CORPUS = ("bleu_4", "meteor", "distinct_captions", "distinct_share", "vocabulary", "mean_length", "cider_btw")
 LEARNED = ("loss", "margin", "ranked_first", "ranked_first_by_log_prob", "positive_log_prob", "negative_log_prob")
 DIGITS = 4
 
@@ -53,7 +53,7 @@ def measure(unit: Unit, place: Place, data: Mapping[str, Dataset]) -> dict[str, 
         "pool": report.images,
         "decoding": report.decoding,
         "learned": _learned(captioner, reference, own, unit, place, data[unit.split]),
-        "corpus": {name: round(report[name], 6) for name in CORPUS},
+        "corpus": {name: round(report[name], 6) for name in CORPUS if name in report.measures},
         "per_image": {
             name: _rounded(report.measures[name].per_image) for name in PER_IMAGE if name in report.measures
         },
