@@ -122,9 +122,6 @@ def _rows() -> Iterable[Row]:
         yield Row(f"beta-{beta:g}", f"β = {beta:g}", settings={"beta": beta})
     for factor in (0.25, 4.0):
         yield Row(f"rate-{factor:g}", f"learning rate × {factor:g}", settings={"learning_rate_factor": factor})
-    for share in (0.25, 0.5, 1.0):
-        settings = {"negatives": "mixed", "hard_negative_share": share}
-        yield Row(f"hard-{share:g}", f"{share:.0%} hard negatives", settings=settings)
     for weight in (0.1, 1.0):
         yield Row(f"mle-{weight:g}", f"MLE term × {weight:g}", settings={"mle_weight": weight})
 
@@ -139,15 +136,14 @@ def _names(*prefixes: str) -> tuple[str, ...]:
 STUDIES: dict[str, tuple[str, ...]] = {
     "main": ("reference", "control", "contrastive"),
     "ablation": ("control", "contrastive", "positives", "negatives"),
-    "hard": ("control", "contrastive", *_names("hard-")),
     "ways": ("control", "contrastive", "introspective", "gan", "dpo", "infonce", "nca"),
     "models": tuple(row.name for row in _of_models()),
     "replacement": ("contrastive", "replaced-once", "replaced-twice", "moving-average"),
-    "knobs": ("contrastive", *_names("negatives-", "noise-ratio-", "beta-", "rate-", "hard-", "mle-")),
+    "knobs": ("contrastive", *_names("negatives-", "noise-ratio-", "beta-", "rate-", "mle-")),
 }
 """The studies by name: their rows, in the order of their tables."""
 
-ON_PHOTOGRAPHS = ("main", "ablation", "hard")
+ON_PHOTOGRAPHS = ("main", "ablation")
 """What is run on a folder of photographs unless ``--only`` says otherwise; drawn scenes get all studies."""
 
 

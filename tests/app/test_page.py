@@ -86,7 +86,7 @@ def test_two_images_are_captioned_and_ranked(app: Running, pictures, tmp_path: P
 def test_an_example_is_captioned_by_one_click_and_sampling_has_its_own_settings(app: Running):
     with open_page(app.url) as page:
         page.get_by_role("button", name="How captions are written").click()
-        assert page.get_by_label("number input for Beams").is_visible()
+        page.get_by_label("number input for Beams").wait_for()
         page.get_by_label("sampling").check()
         page.get_by_label("number input for Temperature").wait_for()
         page.locator("text=Beams").wait_for(state="hidden")

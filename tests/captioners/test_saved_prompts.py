@@ -129,7 +129,10 @@ class TestUsing:
         with pytest.raises(SystemExit) as end:
             main(["evaluate", "a/b", "--data", "c", "--reference-prompt", "d"])
         assert end.value.code == 2
-        assert "--reference-prompt is what the captioner of --reference is asked" in capsys.readouterr().err
+        told = (
+            "Invalid value for --reference-prompt: it is what the captioner of --reference is asked, and there is none"
+        )
+        assert told in capsys.readouterr().err
 
 
 class TestTraining:
