@@ -11,6 +11,7 @@ from functools import partial
 from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,12 +89,23 @@ def test_formulas_are_mathml_and_roles_are_gone(site: Path) -> None:
         ), page
 
 
-def test_a_formula_that_is_not_known_is_an_error() -> None:
+def test_what_becomes_of_formulas_and_roles() -> None:
     hooks = pytest.importorskip("mkdocs_hooks", reason="the extra docs is not installed")
-    assert hooks.mathml("a &lt; b").endswith("<mrow><mi>a</mi><mo>&#x0003C;</mo><mi>b</mi></mrow></math>")
-    with pytest.raises(ValueError, match="nosuchcommand"):
-        hooks.mathml(r"\nosuchcommand{x}")
-    assert hooks._OTHER_ROLE.sub(r"<code>\1</code>", ":class:<code>~a.B</code>") == "<code>a.B</code>"
+    page = SimpleNamespace(file=SimpleNamespace(src_path="page.md"))
+    start = '<math xmlns="http://www.w3.org/1998/Math/MathML" display="{}"><mrow>'
+    less = "<mi>a</mi><mo>&#x0003C;</mo><mi>b</mi></mrow></math>"
+    for written, drawn in (
+        (r'<p><span class="arithmatex">\(a &lt; b\)</span></p>', f"<p>{start.format('inline')}{less}</p>"),
+        (
+            '<div class="arithmatex">\n\\[\na &lt; b\n\\]\n</div>',
+            f'<div class="arithmatex">{start.format("block")}{less}</div>',
+        ),
+        (":math:<code>a &lt; b</code>", start.format("inline") + less),
+        (":class:<code>~a.B</code> and <code>c</code>", "<code>a.B</code> and <code>c</code>"),
+    ):
+        assert hooks.on_page_content(written, page=page) == drawn
+    with pytest.raises(Exception, match=r"page\.md: latex2mathml does not know .*nosuchcommand"):
+        hooks.on_page_content(r'<span class="arithmatex">\(\nosuchcommand{x}\)</span>', page=page)
 
 
 def test_no_page_loads_anything_from_another_host(site: Path) -> None:
