@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -16,6 +19,9 @@ from hf_contrastive_caption.cli.app_command import AppOptions, Switch
 from hf_contrastive_caption.cli.errors import INTERRUPTED
 from hf_contrastive_caption.evaluation.evaluator import as_captioner, prompt_of
 from hf_contrastive_caption.report.comparison import names_of
+
+GRACE_SECONDS = 15.0
+"""How long the server may take to end."""
 
 
 def show_app(options: AppOptions) -> None:
@@ -40,17 +46,19 @@ def show_app(options: AppOptions) -> None:
         max_queue=options.max_queue,
     )
     share = options.share is Switch.ON
-    signal.signal(signal.SIGTERM, _terminated)
     try:
-        with serve_app(
-            reference,
-            target,
-            host=options.host,
-            port=options.port,
-            share=share,
-            limits=limits,
-            names=names_of(options.reference, options.target),
-        ) as address:
+        with (
+            _ending_on(signal.SIGTERM, signal.SIGINT),
+            serve_app(
+                reference,
+                target,
+                host=options.host,
+                port=options.port,
+                share=share,
+                limits=limits,
+                names=names_of(options.reference, options.target),
+            ) as address,
+        ):
             print(f"The page is {address} (Ctrl-C ends it)", flush=True)
             if share or options.host not in (LOOPBACK, "localhost", "::1"):
                 print("Everybody who can reach this address can use it.", file=sys.stderr, flush=True)
@@ -60,5 +68,22 @@ def show_app(options: AppOptions) -> None:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+@contextmanager
+def _ending_on(*signals: signal.Signals) -> Iterator[None]:
+    """End by a signal, also where a shell started the command in the background, with SIGINT ignored.
+
+    The server's threads that wait for a browser are no daemons, and could keep the process: they get some seconds.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        last = threading.Timer(GRACE_SECONDS, os._exit, [128 + number])
+        last.daemon = True
+        last.start()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
