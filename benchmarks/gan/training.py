@@ -103,6 +103,11 @@ class GanTraining:
         settings: How it is trained.
         work: Folder for the log and the state.
         made_with: What a state must have been made with to go on from it.
+
+    Attributes:
+        done: How many steps are done, those of the evaluator alone among them.
+        evaluator: The evaluator.
+        evaluator_optimizer: What trains it.
     """
 
     def __init__(
@@ -125,7 +130,7 @@ class GanTraining:
         self._scheduler = get_linear_schedule_with_warmup(
             self._optimizer, int(WARMUP_SHARE * settings.steps), settings.steps
         )
-        self._evaluator_optimizer = torch.optim.AdamW(
+        self.evaluator_optimizer = torch.optim.AdamW(
             self.evaluator.parameters(), settings.evaluator_learning_rate, weight_decay=0.0
         )
         self._checked = False
@@ -204,9 +209,9 @@ class GanTraining:
         """A step of the evaluator."""
         kinds = (logits[kind] for kind in ("real", "generated", "mismatched"))
         loss = evaluator_loss(*kinds, self.settings.alpha, self.settings.beta)
-        self._evaluator_optimizer.zero_grad()
+        self.evaluator_optimizer.zero_grad()
         loss.backward()
-        self._evaluator_optimizer.step()
+        self.evaluator_optimizer.step()
         return loss.item()
 
     # Stopping and going on ----------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ class GanTraining:
             "evaluator": self.evaluator,
             "optimizer": self._optimizer,
             "scheduler": self._scheduler,
-            "evaluator_optimizer": self._evaluator_optimizer,
+            "evaluator_optimizer": self.evaluator_optimizer,
         }
 
     def _save(self) -> None:

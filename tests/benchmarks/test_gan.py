@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from hf_contrastive_caption import captioner_for
+from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer, captioner_for
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, caption_batch
+from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.fingerprints import weights_digest
 from hf_contrastive_caption.loading import load_captioner
-from hf_contrastive_caption.models import word_level_tokenizer
+from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 from tests import recurrent, tiny
 from tests.families.blip import blip_model
 from tests.families.chat import PROMPT, llava_model, llava_processing
@@ -132,13 +133,13 @@ def test_mean_of_many_samples_is_the_gradient_of_the_expected_reward(gan: Any, t
         (one,) = torch.autograd.grad(expected_reward(), [weight])
         assert one[place].item() == pytest.approx((values[0] - values[1]) / 0.02, abs=2e-4)
 
-    written = gan.sampling.write_captions(toy, images, 8_000, LONGEST, torch.Generator().manual_seed(1))
+    written = gan.sampling.write_captions(toy, images, 4_000, LONGEST, torch.Generator().manual_seed(1))
     rewards = reward_of(written.samples)
     for baselines in (reward_of(written.greedy)[written.samples["image_index"]], torch.zeros_like(rewards)):
         log_probs = toy.log_probs(toy.model, images, written.samples)
         loss = gan.sampling.policy_loss(log_probs, rewards, baselines)
         estimate = -flat(torch.autograd.grad(loss, weights, allow_unused=True))
-        assert (estimate - exact).norm() < 0.15 * exact.norm()
+        assert (estimate - exact).norm() < 0.2 * exact.norm()
     wrong = gan.sampling.policy_loss(toy.log_probs(toy.model, images, written.samples), -rewards, 0 * rewards)
     assert (-flat(torch.autograd.grad(wrong, weights, allow_unused=True)) - exact).norm() > exact.norm()
 
@@ -212,6 +213,60 @@ def test_batches_are_captions_of_the_image_and_of_others(gan: Any, tmp_path: Pat
     assert torch.equal(again.vectors, batch.vectors) and tokens_of(again.real) == tokens_of(batch.real)
     with pytest.raises(ValueError, match="10 rows and a batch 32"):
         gan.data.GanData(model, data, settings(gan, tmp_path, batch_size=32))
+
+
+def seeing(data: Any) -> Captioner:
+    """A captioner with random weights; those of its ViT are large, so that pictures differ in what it makes of them."""
+    tokenizer = word_level_tokenizer(caption for captions in data["captions"] for caption in captions)
+    model = small_captioner(tokenizer, 32, 4, width=64, encoder_layers=1, decoder_layers=1, heads=2, mlp=128)
+    with torch.no_grad():
+        for name, weight in model.encoder.named_parameters():
+            if weight.dim() > 1 and "position" not in name:
+                weight.mul_(10)
+    return captioner_for(model.eval(), (tokenizer, small_image_processor(32)))
+
+
+def test_evaluator_tells_held_out_captions_of_scenes_from_those_of_others(gan: Any, tmp_path: Path) -> None:
+    data = scenes(2000, 300, 0, image_size=32)
+    model = seeing(data["train"])
+    chosen = settings(gan, tmp_path, batch_size=50, max_new_tokens=30)
+    train, held_out = (gan.data.GanData(model, data[split], chosen) for split in ("train", "validation"))
+    evaluator = gan.evaluator.Evaluator(64, len(model.processor.tokenizer), 64)
+    optimizer = torch.optim.AdamW(evaluator.parameters(), 3e-3)
+    for batch in map(train.batch, range(240)):
+        real, mismatched = evaluator(batch.vectors, batch.real), evaluator(batch.vectors, batch.mismatched)
+        optimizer.zero_grad()
+        gan.evaluator.evaluator_loss(real, mismatched, mismatched, 0.5, 0.5).backward()
+        optimizer.step()
+    right: list[bool] = []
+    with torch.no_grad():
+        for batch in map(held_out.batch, range(6)):
+            right += (evaluator(batch.vectors, batch.real) > evaluator(batch.vectors, batch.mismatched)).tolist()
+    assert np.mean(right) > 0.68  # 0.5 by chance; many captions ("two shapes") are right for other scenes as well
+
+
+@pytest.mark.slow
+def test_reward_rises_on_scenes(gan: Any, tmp_path: Path) -> None:
+    data = scenes(1500, 0, 0, image_size=32)["train"]
+    model = seeing(data)
+    options = {"per_device_train_batch_size": 32, "learning_rate": 2e-3, "max_steps": 150, "warmup_steps": 20}
+    silent = {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    args = ContrastiveCaptionConfig(
+        output_dir=str(tmp_path / "mle"), objective="mle", freeze_vision_encoder=True, **options, **silent
+    )
+    ContrastiveCaptionTrainer(
+        model=model.model, args=args, train_dataset=data, processing_class=model.processor.processing_class
+    ).train()
+    sizes = {"batch_size": 32, "evaluator_width": 64, "max_new_tokens": 20, "samples_per_image": 4}
+    rates = {"evaluator_learning_rate": 3e-3, "learning_rate": 1e-3}
+    chosen = settings(gan, tmp_path, evaluator_steps=100, steps=60, **sizes, **rates)
+    model.model.eval()
+    training = gan.training.GanTraining(model, gan.data.GanData(model, data, chosen), chosen, tmp_path, {})
+    for _ in range(100):
+        training.step()
+    training.evaluator_optimizer.param_groups[0]["lr"] = 0.0  # from here on the reward is one and the same
+    rewards = [training.step()["reward"] for _ in range(60)]
+    assert np.mean(rewards[-15:]) > np.mean(rewards[:15]) + 0.05
 
 
 # Trainings -----------------------------------------------------------------------------------------------------------
