@@ -216,7 +216,7 @@ def test_batches_are_captions_of_the_image_and_of_others(gan: Any, tmp_path: Pat
 
 
 def seeing(data: Any) -> Captioner:
-    """A captioner with random weights; those of its ViT are large, so that pictures differ in what it makes of them."""
+    """A captioner with random weights; those of its ViT are large, so that its states of two pictures differ."""
     tokenizer = word_level_tokenizer(caption for captions in data["captions"] for caption in captions)
     model = small_captioner(tokenizer, 32, 4, width=64, encoder_layers=1, decoder_layers=1, heads=2, mlp=128)
     with torch.no_grad():
