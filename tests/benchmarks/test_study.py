@@ -241,6 +241,13 @@ class TestTables:
         with pytest.raises(ValueError, match="'scenes ways'; there are results of scenes main"):
             tables.write_into(page, place.results)
 
+    def test_the_documentation_holds_what_is_stored(self, tmp_path):
+        stored = (BENCHMARKS.parent / "docs" / "results.md").read_bytes()
+        page = tmp_path / "results.md"
+        page.write_bytes(stored)
+        room("tables").write_into(page, BENCHMARKS / "results" / "study")
+        assert page.read_bytes() == stored and b"scenes ways" in stored
+
     def test_validation_has_tables_of_its_own(self, place):
         plan = room("plan")
         for unit in plan.units("scenes", ["main"], [0], "validation"):
