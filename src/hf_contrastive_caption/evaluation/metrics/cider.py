@@ -51,7 +51,8 @@ Floats = NDArray[np.float64]
 #: Below this many images, frequencies counted in the scored references themselves call for a warning.
 FEW_IMAGES = 500
 
-_SIGMA = 6.0
+#: How fast CIDEr-D falls with a difference of lengths.
+SIGMA = 6.0
 
 
 def cider_d(
@@ -120,7 +121,7 @@ def _consensus(
     if name == "cider_d":
         bigrams = [np.maximum(counts.lengths - 1, 0) for counts in (captions.counts, references.counts)]
         difference = bigrams[0][references.image] - bigrams[1]  # (n_references,)
-        similarity = similarity * np.exp(-(difference**2) / (2 * _SIGMA**2))
+        similarity = similarity * np.exp(-(difference**2) / (2 * SIGMA**2))
     per_image = np.bincount(references.image, similarity, len(references)) / references.per_image * 10  # (n_images,)
     return MetricScores(name, float(per_image.mean()), per_image)
 
@@ -130,12 +131,12 @@ def _similarities(
 ) -> Floats:
     """Mean over n of the cosine between each reference and the caption of its image, (n_references,)."""
     mine, theirs = captions.counts, references.counts
-    my_weights, their_weights = (_weights(counts.vocabulary, frequencies) for counts in (mine, theirs))
+    my_weights, their_weights = (ngram_weights(counts.vocabulary, frequencies) for counts in (mine, theirs))
     translated = mine.vocabulary.translate(theirs.vocabulary)
     total = np.zeros(len(references.image))
     for n in range(MAX_N):
-        caption_values, caption_norm = _vectors(mine, n, my_weights[n])
-        values, norm = _vectors(theirs, n, their_weights[n])
+        caption_values, caption_norm = tfidf_vectors(mine, n, my_weights[n])
+        values, norm = tfidf_vectors(theirs, n, their_weights[n])
         reference, mine_at, theirs_at = _common_entries(mine.orders[n], theirs.orders[n], translated[n], references)
         left, right = caption_values[mine_at], values[theirs_at]  # (n_common,)
         products = (np.minimum(left, right) if clip else left) * right
@@ -162,13 +163,13 @@ def _common_entries(
     return reference[hit], np.repeat(known, repeats)[hit], place[hit]
 
 
-def _weights(vocabulary: NgramVocabulary, frequencies: DocumentFrequencies) -> list[Floats]:
+def ngram_weights(vocabulary: NgramVocabulary, frequencies: DocumentFrequencies) -> list[Floats]:
     """ln(N / df) of every n-gram, each (size(n),); one that no image has counts as if one had it."""
     counted = frequencies.look_up(vocabulary)
     return [np.log(frequencies.n_images) - np.log(np.maximum(order, 1)) for order in counted]
 
 
-def _vectors(counts: NgramCounts, n: int, weights: Floats) -> tuple[Floats, Floats]:
+def tfidf_vectors(counts: NgramCounts, n: int, weights: Floats) -> tuple[Floats, Floats]:
     """Values of all entries, (n_entries,), and the norm of each text, (n_texts,)."""
     text, ngram = unpack(counts.orders[n].keys)
     values = counts.orders[n].counts * weights[ngram]
