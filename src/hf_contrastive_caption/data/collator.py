@@ -99,12 +99,9 @@ class CaptionCollator:
 
     def _open(self, examples: Sequence[CaptionExample]) -> tuple[list[dict[str, torch.Tensor]], list[bool]]:
         """The images as each of the image processors makes them, and which of them did not open."""
-        opened = [example.open_image() for example in examples]
-        # A white image of the size of another one suits image processors that keep the size.
-        size = next((image.size for image in opened if image is not None), _BLANK_SIZE)
-        images = [Image.new("RGB", size, "white") if image is None else image for image in opened]
+        images, skipped = open_images(examples)
         readers = self.processors if self._reference_images else self.processors[:1]
-        return [reader.process_images(images) for reader in readers], [image is None for image in opened]
+        return [reader.process_images(images) for reader in readers], skipped
 
     def _check(self, examples: Sequence[CaptionExample]) -> None:
         for example in examples:
@@ -127,6 +124,19 @@ def _any_closed(examples: Sequence[CaptionExample], closed: Sequence[bool]) -> l
         own | any([next(behind) for _ in example.distractors])
         for own, example in zip(closed[: len(examples)], examples, strict=True)
     ]
+
+
+def open_images(examples: Sequence[CaptionExample]) -> tuple[list[Image.Image], list[bool]]:
+    """The images of examples, white ones where they do not open, and which of them did not.
+
+    Raises:
+        BadImageError: An image does not open and is not to be skipped.
+    """
+    opened = [example.open_image() for example in examples]
+    # A white image of the size of another one suits image processors that keep the size.
+    size = next((image.size for image in opened if image is not None), _BLANK_SIZE)
+    images = [Image.new("RGB", size, "white") if image is None else image for image in opened]
+    return images, [image is None for image in opened]
 
 
 def _stored_states(examples: Sequence[CaptionExample]) -> tuple[list[dict[str, torch.Tensor]], list[bool]]:

@@ -24,6 +24,14 @@ from hf_contrastive_caption.data.examples import (
     Tokens,
     check_options,
 )
+from hf_contrastive_caption.data.hard_negatives import (
+    CandidateLists,
+    CaptionsByImage,
+    HardNegatives,
+    HardShare,
+    captions_by_image,
+    same_images,
+)
 from hf_contrastive_caption.data.images import file_states
 from hf_contrastive_caption.data.keyed import derive_key, mix
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH, ShuffledNegatives
@@ -131,7 +139,8 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         self._tokens = [build_tokens(dataset, self.columns, processor, num_proc) for processor in processors]
         self._distractors = DistractorImages(self._index, num_negatives, seed) if distractors else None
         shuffled = num_negatives > 0 and not distractors
-        self._negatives = ShuffledNegatives(self._index, num_negatives, seed) if shuffled else None
+        self._shuffled = ShuffledNegatives(self._index, num_negatives, seed) if shuffled else None
+        self._negatives: ShuffledNegatives | HardNegatives | None = self._shuffled
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -260,21 +269,81 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
             [self.images_fingerprint(), list(self.columns.captions)], *(np.asarray(one).tobytes() for one in arrays)
         )
 
+    def contents_fingerprint(self) -> str:
+        """A hash of images and captions, whatever reads them."""
+        arrays = [self._index.row_start, self._index.text_key]
+        return digest(
+            [self.images_fingerprint(), list(self.columns.captions)], *(np.asarray(one).tobytes() for one in arrays)
+        )
+
+    @property
+    def hard_negatives(self) -> HardNegatives | None:
+        """What draws negatives, if some of them are hard."""
+        return self._negatives if isinstance(self._negatives, HardNegatives) else None
+
+    def negatives_digest(self) -> str:
+        """A hash of what decides which negatives are drawn, beside captions, images and seed."""
+        return "none" if self._negatives is None else self._negatives.digest()
+
+    def same_images(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which rows show the same image, by its id or by its bytes; reads the bytes of every image, once.
+
+        Returns:
+            ``image_of_row``: the number of each row's image, (n_rows,); ``first_row``: the first row of each,
+            (n_images,).
+        """
+        keys = [self._index.image_key]
+        if self.columns.image_id is not None:
+            by_bytes = replace(self.columns, image_id=None)
+            keys.append(build_index(self.source, by_bytes, num_proc=self._num_proc).image_key)
+        return same_images(*keys)
+
+    def captions_by_image(self, image_of_row: NDArray[np.int64]) -> CaptionsByImage:
+        """All captions of each image, of all its rows.
+
+        Args:
+            image_of_row: The number of each row's image, (n_rows,).
+        """
+        return captions_by_image(self._index, image_of_row)
+
+    def with_hard_negatives(self, lists: CandidateLists, share: HardShare) -> ContrastiveCaptionDataset:
+        """The same data set with some of its negatives drawn from lists.
+
+        Raises:
+            ValueError: The data set has no negatives, or those of an evaluation, which are the same for all models.
+        """
+        if self._shuffled is None or self.evaluation:
+            raise ValueError(
+                f"num_negatives={self.num_negatives} and evaluation={self.evaluation}: only a data set for training "
+                "with negatives has hard ones; evaluations keep shuffled ones, so that their losses can be compared"
+            )
+        other = copy.copy(self)
+        other._negatives = HardNegatives(self._shuffled, lists, share)
+        return other
+
+    def without_augmentation(self) -> ContrastiveCaptionDataset:
+        """The same data set without augmentation."""
+        other = copy.copy(self)
+        other._rules = replace(self._rules, augment=None)
+        return other
+
     def detached(self) -> ContrastiveCaptionDataset:
-        """The same data set, which opens its images and has no scores."""
+        """The same data set, which opens its images, has no scores, and shuffled negatives."""
         other = copy.copy(self)
         other.vision_states = other.reference_scores = None
+        other._negatives = self._shuffled
         return other
 
     def positives_alone(self) -> ContrastiveCaptionDataset:
         """The same images and positives, compared with nothing."""
         other = copy.copy(self)
-        other.num_negatives, other._negatives, other._distractors = 0, None, None
+        other.num_negatives, other._shuffled, other._negatives, other._distractors = 0, None, None, None
         return other
 
     def with_processors(self, processors: Sequence[CaptionProcessor]) -> ContrastiveCaptionDataset:
         """The same images with the same draws, read by other processors."""
         other = self.detached()
+        other._negatives = self._negatives
         other.processors = tuple(processors)
         other._tokens = [build_tokens(self.source, self.columns, one, self._num_proc) for one in processors]
         return other

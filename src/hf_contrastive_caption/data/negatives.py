@@ -36,6 +36,9 @@ class ShuffledNegatives:
         num_negatives: K, negatives for each caption.
         seed: Another seed, other negatives.
 
+    Attributes:
+        index: ``index`` as it was given.
+
     Raises:
         ValueError: ``num_negatives`` is less than 1, or some caption has no possible negative.
     """
@@ -44,7 +47,7 @@ class ShuffledNegatives:
         check_num_negatives(num_negatives)
         self.num_negatives = num_negatives
         self.seed = seed
-        self._index = index
+        self.index = index
         _check_every_caption_has_negatives(index)
 
     def draw(self, captions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
@@ -58,7 +61,7 @@ class ShuffledNegatives:
             Caption numbers, (n, K). A row depends on the seed, the epoch and its own caption only.
         """
         key = derive_key(self.seed, "negatives", epoch)
-        size = self._index.n_captions
+        size = self.index.n_captions
         sets = np.arange(self.num_negatives)
         drawn = keyed_permutation(captions[:, None], size, mix(key, sets, 0))  # (n, K)
         place, k = np.nonzero(self._refused(drawn, captions[:, None]))  # both (n_refused,)
@@ -75,14 +78,18 @@ class ShuffledNegatives:
             drawn[one_place, one_k] = self._walk(caption, int(mix(key, one_k, _ATTEMPTS, caption)))
         return drawn
 
+    def digest(self) -> str:
+        """What the draws depend on beside captions, images and seed: nothing."""
+        return "shuffled"
+
     def _refused(self, drawn: NDArray[np.int64], captions: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Where a drawn caption has the image or the text of the caption that it is drawn for."""
-        same_text = self._index.text_key[drawn] == self._index.text_key[captions]
-        return np.asarray(same_text | (self._index.image_keys(drawn) == self._index.image_keys(captions)))
+        same_text = self.index.text_key[drawn] == self.index.text_key[captions]
+        return np.asarray(same_text | (self.index.image_keys(drawn) == self.index.image_keys(captions)))
 
     def _walk(self, caption: int, key: int) -> int:
         """The first allowed caption in the order of a permutation of all captions."""
-        size = self._index.n_captions
+        size = self.index.n_captions
         for start in range(0, size, _CHUNK):
             steps = np.arange(start, min(start + _CHUNK, size))
             candidates = keyed_permutation(steps, size, key)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, send_to_device
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
@@ -25,11 +23,23 @@ from hf_contrastive_caption.precomputed.reference_scores import (
     ScoringWork,
     write_scores,
 )
-from hf_contrastive_caption.precomputed.shards import fill_shards
+from hf_contrastive_caption.precomputed.sharing import SharedWork
 from hf_contrastive_caption.precomputed.vision_states import ImageBatches, VisionStates, VisionWork
 from hf_contrastive_caption.reference import PrecomputedReference, Reference
 
 logger = logging.getLogger(__name__)
+
+
+class NegativesSource(Protocol):
+    """What gives training sets other negatives than shuffled ones."""
+
+    def check(self, data: CaptionData) -> None:
+        """Refuse a training set that can have none."""
+        ...
+
+    def attach(self, data: ContrastiveCaptionDataset, num_epochs: int) -> ContrastiveCaptionDataset:
+        """A training set with such negatives, for a training of so many epochs."""
+        ...
 
 
 class ComputedAhead:
@@ -42,6 +52,7 @@ class ComputedAhead:
         reference: The reference, if there is one.
         args: The training arguments.
         accelerator: Where and in what precision to compute.
+        neighbours: What gives training sets hard negatives, if they shall have some.
 
     Raises:
         ValueError: The reference cannot do with states in place of images.
@@ -53,11 +64,14 @@ class ComputedAhead:
         reference: Reference | None,
         args: ContrastiveCaptionConfig,
         accelerator: Accelerator,
+        neighbours: NegativesSource | None = None,
     ) -> None:
         self._captioner = captioner
         self._reference = reference if isinstance(reference, PrecomputedReference) else None
         self._args = args
         self._accelerator = accelerator
+        self._work = SharedWork(args, accelerator)
+        self._neighbours = neighbours
         if args.cache_vision_states and reference is not None and not (reference.shares_vision or self._reference):
             raise ValueError(
                 "cache_vision_states=True, but the reference reads images with a vision encoder of its own, for which "
@@ -66,7 +80,7 @@ class ComputedAhead:
 
     @property
     def _active(self) -> bool:
-        """Whether anything is computed ahead."""
+        """Whether states or scores are computed ahead."""
         return self._args.cache_vision_states or self._reference is not None
 
     def attach(self, data: CaptionData, epochs: Sequence[int] = ()) -> CaptionData:
@@ -77,15 +91,16 @@ class ComputedAhead:
             epochs: The epochs for which scores are needed; those of an evaluation are always the same.
 
         Raises:
-            ValueError: It has augmentation, or is a stream.
+            ValueError: It is a stream, or has augmentation that states or scores would not see.
         """
-        if not self._active:
-            return data
         self.check(data, evaluation=not epochs)
-        assert isinstance(data, ContrastiveCaptionDataset)
+        if not isinstance(data, ContrastiveCaptionDataset) or not (self._active or (self._neighbours and epochs)):
+            return data
         attached = copy.copy(data)
         if self._args.cache_vision_states and attached.vision_states is None:
             attached.vision_states = self._states(data)
+        if self._neighbours is not None and epochs:
+            attached = self._neighbours.attach(attached, len(epochs))
         scored = data.evaluation and data.reference_scores is not None
         if self._reference is not None and not (scored and self._reference.released):
             drawn = [EVALUATION_EPOCH] if data.evaluation else list(epochs)
@@ -105,6 +120,8 @@ class ComputedAhead:
         Raises:
             ValueError: It has augmentation, is a stream, or draws anew at every evaluation.
         """
+        if self._neighbours is not None and not evaluation:
+            self._neighbours.check(data)
         if not self._active:
             return
         option = "precompute_reference" if self._reference is not None else "cache_vision_states"
@@ -131,17 +148,19 @@ class ComputedAhead:
             self._reference.release()
 
     def _states(self, data: ContrastiveCaptionDataset) -> VisionStates:
-        work = VisionWork(data, self._captioner, self._precision(self._captioner.dtype), self._args.precomputed_dir)
+        work = VisionWork(
+            data, self._captioner, self._work.precision(self._captioner.dtype), self._args.precomputed_dir
+        )
         self._captioner.model.to(self._args.device)
         with evaluation_mode(self._captioner.model):
             store, items, rows = work.plan(self._accelerator.autocast())
-            self._fill(
+            self._work.fill(
                 "encoding images",
-                self._agreed(store.missing()),
+                self._work.agreed(store.missing()),
                 store.missing,
                 bounds=store.bounds,
                 make_batch=ImageBatches(data.positives_alone(), rows),
-                compute=work.encode,
+                compute=self._work.by_model(work.encode),
                 write=store.write,
                 padding=self._captioner.padding(),
             )
@@ -155,64 +174,23 @@ class ComputedAhead:
             n_cut = data.n_cut[0]
             data = data.with_processors([processor])
             warn_of_cut_captions(n_cut, *data.n_cut)
-        work = ScoringWork(data, reference, self._precision(reference.dtype), self._args.precomputed_dir)
+        work = ScoringWork(data, reference, self._work.precision(reference.dtype), self._args.precomputed_dir)
         stores, bounds, start = work.plan(epochs)
-        missing = self._agreed({epoch: store.missing() for epoch, store in stores.items()})
+        missing = self._work.agreed({epoch: store.missing() for epoch, store in stores.items()})
         wanted = [epoch for epoch in missing if missing[epoch]]
         if wanted:
             reference.captioner.model.to(self._args.device)
             with evaluation_mode(reference.captioner.model):
-                self._fill(
+                self._work.fill(
                     f"scoring {len(wanted)} epochs with the reference",
                     sorted({shard for epoch in wanted for shard in missing[epoch]}),
                     lambda: [shard for epoch in wanted for shard in stores[epoch].missing()],
                     bounds=bounds,
                     make_batch=ScoringBatches(data, processor, wanted),
-                    compute=partial(work.score, epochs=wanted),
+                    compute=self._work.by_model(partial(work.score, epochs=wanted)),
                     write=partial(write_scores, {epoch: stores[epoch] for epoch in wanted}),
                 )
         return ReferenceScores(stores, start)
-
-    def _agreed(self, found: Any) -> Any:
-        """What the first process has found: another run may be writing the same files."""
-        return broadcast_object_list([found])[0]
-
-    def _fill(
-        self,
-        what: str,
-        missing: list[int],
-        still_missing: Callable[[], list[int]],
-        *,
-        compute: Callable[[Any], Any],
-        **work: Any,
-    ) -> None:
-        """Compute this process's part of the missing shards, and wait for the others."""
-        process, processes = self._accelerator.process_index, self._accelerator.num_processes
-        if missing:
-            logger.info("%s: %d shards", what, len(missing))
-            fill_shards(
-                missing[process::processes],
-                compute=lambda batch: self._computed(compute, batch),
-                batch_size=self._args.per_device_eval_batch_size,
-                num_workers=self._args.dataloader_num_workers,
-                progress=what if self._accelerator.is_main_process and not self._args.disable_tqdm else None,
-                **work,
-            )
-        self._accelerator.wait_for_everyone()
-        if still_missing():
-            raise OSError(
-                f"{what}: {len(still_missing())} shards that other processes have written are not there; all "
-                "processes must share the folder, so give one on a shared file system as precomputed_dir"
-            )
-
-    def _computed(self, compute: Callable[[Any], Any], batch: Any) -> Any:
-        with torch.no_grad(), self._accelerator.autocast():
-            return compute(send_to_device(batch, self._args.device))
-
-    def _precision(self, weights: torch.dtype) -> torch.dtype:
-        """What matrix products run in, by the dtype of the weights."""
-        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return autocast.get(self._accelerator.mixed_precision, weights)
 
 
 def training_epochs(data: CaptionData, args: ContrastiveCaptionConfig) -> list[int]:

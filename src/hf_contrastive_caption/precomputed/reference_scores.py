@@ -76,6 +76,7 @@ class ScoringWork:
                 "data": data.fingerprint(),
                 "seed": data.seed,
                 "num_negatives": data.num_negatives,
+                "negatives": data.negatives_digest(),
                 "captions_per_image": data.captions_per_image,
                 "evaluation": data.evaluation,
                 "text": processor.text_fingerprint(),

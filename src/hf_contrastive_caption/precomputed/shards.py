@@ -80,6 +80,15 @@ class ShardStore:
         offset = int(self.bounds[shard])
         return {name: stored.get_slice(name)[start - offset : stop - offset] for name in stored.keys()}  # noqa: SIM118
 
+    def mapped(self, shard: int) -> dict[str, Tensor]:
+        """The tensors of a whole shard, memory-mapped, (n_items, ...) each.
+
+        Raises:
+            ValueError: The shard is missing, damaged, or of something else.
+        """
+        stored = self._opened(shard)
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+
     def _file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.safetensors"
 

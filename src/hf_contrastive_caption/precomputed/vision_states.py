@@ -22,7 +22,8 @@ from hf_contrastive_caption.fingerprints import weights_digest
 from hf_contrastive_caption.precomputed.shards import ShardStore, check_space, folder_for
 
 SHARD_BYTES = 256 * 2**20
-_OPENED = "opened"
+OPENED = "opened"
+"""The name of what says which images opened."""
 
 
 class VisionStates:
@@ -47,7 +48,7 @@ class VisionStates:
         All are of one size, so that they can be put together.
         """
         read = [self._store.read(item, item + 1) for item in self._item_of_row[list(rows)].tolist()]
-        opened = [bool(states.pop(_OPENED)) for states in read]
+        opened = [bool(states.pop(OPENED)) for states in read]
         joined = join_images(read, self._padding)
         apart = [{name: value[place : place + 1] for name, value in joined.items()} for place in range(len(read))]
         return [StoredStates(states, was_opened) for states, was_opened in zip(apart, opened, strict=True)]
@@ -99,10 +100,10 @@ class VisionWork:
 
     def encode(self, images: Images) -> Images:
         """The states of a batch, in the precision that the decoder reads them in."""
-        opened = images.get(_OPENED)
-        states = self.captioner.encode({name: value for name, value in images.items() if name != _OPENED})
+        opened = images.get(OPENED)
+        states = self.captioner.encode({name: value for name, value in images.items() if name != OPENED})
         kept = {name: _in_precision(value, self.precision) for name, value in states.items()}
-        return kept if opened is None else {**kept, _OPENED: opened.to(torch.uint8)}
+        return kept if opened is None else {**kept, OPENED: opened.to(torch.uint8)}
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class ImageBatches:
         """The images of some items; those that do not open are white."""
         examples = self.data.__getitems__([SampleKey(0, row) for row in self.rows[items].tolist()])
         batch = CaptionCollator(self.data.processors, self.data.num_negatives)(examples)
-        return {**batch["images"], _OPENED: ~batch["skipped"]}
+        return {**batch["images"], OPENED: ~batch["skipped"]}
 
 
 def _in_precision(value: Tensor, precision: torch.dtype) -> Tensor:
