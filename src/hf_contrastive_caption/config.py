@@ -88,6 +88,18 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             ``loss_type="contrastive"`` only.
         mle_weight: Weight of a further term, the negative log-likelihood per token of the positives: so many times the
             loss of ``objective="mle"`` on the same captions, but without dropout. It needs no further forward.
+        negatives: Which captions of other images negatives are: ``"shuffled"``, any, as in the paper; ``"nearest"``,
+            captions of images that are near to the positive's; ``"mixed"``, some of these and the others shuffled.
+            Evaluations keep shuffled ones. Not with streams.
+        hard_negative_share: Share of near captions among the negatives of ``"mixed"``.
+        hard_negative_schedule: ``"constant"``, or ``"linear"``: the share of near captions grows by equal steps, one
+            each epoch, and is reached in the last.
+        hard_negative_source: What makes images near: ``"images"``, that they look alike, by the states of the
+            reference, or ``"captions"``, that their captions read alike, by their words.
+        hard_negative_encoder: An image-text dual encoder (CLIP, SigLIP) that tells this instead, by name.
+        hard_negative_pool: From how many of the nearest captions an image's are drawn.
+        hard_negative_threshold: A near caption is refused, and the next nearest taken, if its CIDEr-D against the
+            captions of the positive's image is higher: it may be true of this image. 10 refuses none but equal ones.
         captions_per_image: How many of its captions an image brings to an epoch, drawn anew every epoch, or ``"all"``.
         image_column: The column with images; found by its feature type if not given.
         caption_columns: The column or columns with captions; found by their types if not given.
@@ -115,8 +127,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         precompute_reference: Score all positives and negatives of all epochs with the reference before the training
             begins, and release it. The scores are kept on disk and serve every run with the same data, draws and
             reference. Not with augmentation or streams.
-        precomputed_dir: Folder for states and scores that are computed ahead; the assets folder of the Hub's cache
-            if not given.
+        precomputed_dir: Folder for states, scores and neighbours that are computed ahead; the assets folder of the
+            Hub's cache if not given.
         reference_refresh: When the reference is replaced by the target: ``"epoch"``, every so many steps, or never
             (``None``). The loss starts anew from its value for equal models.
         reference_mixup: How far a replacement goes: 1 is a copy of the target, less an exponential average that keeps
@@ -149,6 +161,17 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     beta: float = field(default=1.0, metadata={"help": "Scale of the log-ratio."})
     loss_terms: str = field(default="both", metadata={"help": "'both', 'positives' or 'negatives'."})
     mle_weight: float = field(default=0.0, metadata={"help": "Weight of the positives' likelihood beside the loss."})
+    negatives: str = field(default="shuffled", metadata={"help": "'shuffled', 'nearest' or 'mixed'."})
+    hard_negative_share: float = field(default=0.5, metadata={"help": "Share of near captions, with 'mixed'."})
+    hard_negative_schedule: str = field(default="constant", metadata={"help": "'constant' or 'linear'."})
+    hard_negative_source: str = field(default="images", metadata={"help": "'images' or 'captions' that are alike."})
+    hard_negative_encoder: str | None = field(
+        default=None, metadata={"help": "Dual encoder (CLIP, SigLIP) that tells what is alike."}
+    )
+    hard_negative_pool: int = field(default=100, metadata={"help": "Nearest captions that are drawn from."})
+    hard_negative_threshold: float = field(
+        default=1.0, metadata={"help": "Highest CIDEr-D of a near caption with the image's own."}
+    )
     captions_per_image: int | str = field(default=1, metadata={"help": "Captions of an image in an epoch, or 'all'."})
     image_column: str | None = field(default=None, metadata={"help": "Column with images."})
     caption_columns: list[str] | None = field(default=None, metadata={"help": "Column or columns with captions."})
@@ -186,6 +209,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         self._check_refused()
         self._check_own()
         self._check_objective()
+        self._check_negatives()
         self._check_reference()
         self._check_evaluation()
         if isinstance(self.caption_columns, str):
@@ -234,6 +258,9 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             "objective": ("contrastive", "introspective", "mle"),
             "loss_type": get_args(LossType),
             "loss_terms": get_args(LossTerms),
+            "negatives": ("shuffled", "nearest", "mixed"),
+            "hard_negative_schedule": ("constant", "linear"),
+            "hard_negative_source": ("images", "captions"),
             "on_bad_image": ("raise", "skip"),
             "packing": ("auto", "packed", "repeated"),
             "stream_sharding": ("auto", "shards", "replicate"),
@@ -251,6 +278,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             "eval_captions": 0,
             "eval_retrieval_pool": 0,
             "num_negatives": 1,
+            "hard_negative_pool": 1,
             "captions_per_image": 1,
             "reservoir_size": 2,
             "max_caption_tokens": 2,
@@ -292,6 +320,29 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                     f"{option}={other!r}; leave it out"
                 )
 
+    def _check_negatives(self) -> None:
+        """Options of hard negatives, which have no meaning without them."""
+        if not 0 < self.hard_negative_share <= 1:
+            raise ValueError(f"hard_negative_share must be above 0 and at most 1, but is {self.hard_negative_share}")
+        if not 0 <= self.hard_negative_threshold <= 10:
+            raise ValueError(
+                f"hard_negative_threshold is {self.hard_negative_threshold}, but CIDEr-D is between 0 and 10"
+            )
+        for option in fields(self):
+            needed = ("mixed",) if option.name == "hard_negative_share" else ("nearest", "mixed")
+            if not option.name.startswith("hard_negative_") or getattr(self, option.name) == option.default:
+                continue
+            if self.negatives not in needed:
+                raise ValueError(
+                    f"{option.name}={getattr(self, option.name)!r} has no meaning with negatives={self.negatives!r}; "
+                    f"set negatives to {' or '.join(map(repr, needed))}, or leave it out"
+                )
+        if self.negatives != "shuffled" and self.objective != "contrastive":
+            raise ValueError(
+                f"objective={self.objective!r} has no negatives, so negatives={self.negatives!r} has no meaning; leave "
+                "it out"
+            )
+
     def _check_reference(self) -> None:
         """Ways to hold a reference that exclude each other."""
         refresh = self.reference_refresh
@@ -318,10 +369,11 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                 "cache_vision_states=True keeps the states of the vision encoder, which change as long as it trains; "
                 "set freeze_vision_encoder=True as well"
             )
-        if self.precomputed_dir is not None and not (self.precompute_reference or self.cache_vision_states):
+        ahead = self.precompute_reference or self.cache_vision_states or self.negatives != "shuffled"
+        if self.precomputed_dir is not None and not ahead:
             raise ValueError(
-                f"precomputed_dir={self.precomputed_dir!r} is where scores and image states are kept, but neither "
-                "precompute_reference nor cache_vision_states is set"
+                f"precomputed_dir={self.precomputed_dir!r} is where scores, image states and neighbours are kept, but "
+                "neither precompute_reference nor cache_vision_states is set, and negatives are shuffled"
             )
         for name in ("precompute_reference", "reference_refresh"):
             if self.objective != "contrastive" and getattr(self, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import nullcontext
 from os import PathLike
 from typing import Any
@@ -75,7 +76,17 @@ class Reporting(Seq2SeqTrainer):
                 logs["start_log_ratio"], self._start_log_ratio = self._start_log_ratio, None
             if self.args.on_bad_image == "skip":
                 logs["skipped_images"] = self._count_skipped()
+            logs.update(self._hard_negatives())
         super().log(logs, start_time)
+
+    def _hard_negatives(self) -> dict[str, float]:
+        """What share of the negatives is to be hard in this epoch, and of the near captions was refused for them."""
+        data: Any = self.train_dataset
+        hard = data.hard_negatives if isinstance(data, ContrastiveCaptionDataset) else None
+        if hard is None:
+            return {}
+        epoch = max(0, math.ceil(self.state.epoch or 0) - 1)  # the log at the end of an epoch is its own
+        return {"hard_negative_share": hard.share.at(epoch), "refused_negatives": hard.lists.refused}
 
     def _count_skipped(self) -> int:
         """Images skipped so far in all processes, every epoch counted."""

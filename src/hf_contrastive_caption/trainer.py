@@ -40,7 +40,9 @@ from hf_contrastive_caption.data.bucketing import LengthBucketSampler
 from hf_contrastive_caption.data.collator import Batch
 from hf_contrastive_caption.data.loader import own_part_loader
 from hf_contrastive_caption.data.sampler import EpochSampler
+from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever
 from hf_contrastive_caption.hub.publishing import HubPublishing
+from hf_contrastive_caption.neighbours import make_neighbours
 from hf_contrastive_caption.objectives import ContrastiveObjective, Objective, ObjectiveOutput
 from hf_contrastive_caption.precomputed import ComputedAhead, training_epochs
 from hf_contrastive_caption.reference import Reference
@@ -76,6 +78,8 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             name.
         peft_config: An adapter to train instead of the whole model, such as ``LoraConfig``. The reference is then the
             model with its adapter off.
+        hard_negative_encoder: An image-text dual encoder (:class:`DualEncoderRetriever`) that tells which images are
+            near, for ``negatives="nearest"`` and ``"mixed"``; one by name is an option of ``args``.
         augment: A callable on PIL images, applied to training images; its randomness is keyed by (seed, epoch, row).
         callbacks: As in ``Trainer``.
         optimizers: As in ``Trainer``.
@@ -106,6 +110,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         reference_processing_class: Any = None,
         augment: Callable[[Image.Image], Image.Image] | None = None,
         peft_config: PeftConfig | None = None,
+        hard_negative_encoder: DualEncoderRetriever | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         **refused: Any,
@@ -142,7 +147,8 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             adapt_fsdp_plugin(self.accelerator.state.fsdp_plugin, self.captioner.model)
         self._note_origins(model, reference_model)
         self._refresh = self._replace_reference()
-        self._ahead = ComputedAhead(self.captioner, self.reference, args, self.accelerator)
+        neighbours = make_neighbours(self.reference, hard_negative_encoder, args, self.accelerator)
+        self._ahead = ComputedAhead(self.captioner, self.reference, args, self.accelerator, neighbours)
         for data in [self.train_dataset, *self._evaluation_sets()]:
             if data is not None:
                 self._ahead.check(data, evaluation=data is not self.train_dataset)

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel, AutoProcessor
-
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.cli.captioners import load_named
 from hf_contrastive_caption.cli.errors import WrongUseError
@@ -117,7 +115,7 @@ def load_retriever(name: str, prompt: str | None = None) -> Captioner | Retrieve
     """
     if is_captioner(name):
         return load_named(name, otherwise=prompt)
-    return DualEncoderRetriever(AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name))
+    return DualEncoderRetriever.from_pretrained(name)
 
 
 def _arguments(options: MeasureOptions, everything: EvaluationImages) -> dict[str, Any]:

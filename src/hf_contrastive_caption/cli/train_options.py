@@ -84,6 +84,10 @@ OWN_GROUPS: dict[str, tuple[str, ...]] = {
         "objective", "loss_type", "num_negatives", "noise_ratio", "beta", "loss_terms", "mle_weight", "packing",
         "max_logits_bytes",
     ),
+    "Hard negatives": (
+        "negatives", "hard_negative_share", "hard_negative_schedule", "hard_negative_source", "hard_negative_encoder",
+        "hard_negative_pool", "hard_negative_threshold",
+    ),
     "Reference": (
         "reference_model", "reference_prompt", "freeze_vision_encoder", "cache_vision_states",
         "precompute_reference", "precomputed_dir", "reference_refresh", "reference_mixup",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AutoModel, AutoProcessor, BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
@@ -129,8 +129,23 @@ class DualEncoderRetriever:
         self.images_at_once = images_at_once
         self.name = f"cosine similarity of {type(model).__name__}"
 
+    @classmethod
+    def from_pretrained(cls, name: str) -> DualEncoderRetriever:
+        """A dual encoder and its processor by name or folder."""
+        return cls(AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name))
+
+    @property
+    def image_processor(self) -> BaseImageProcessor:
+        """What makes pixels of images."""
+        image_processor: BaseImageProcessor = self._processor.image_processor
+        return image_processor
+
     def scorer(self, captions: Sequence[str]) -> Scorer:
         """See :meth:`Retriever.scorer`."""
+        return _DualEncoderScorer(self, self.text_features(captions))
+
+    def text_features(self, captions: Sequence[str]) -> Tensor:
+        """Features of captions, of length 1, (n_captions, width)."""
         length = self.model.config.get_text_config().max_position_embeddings
         pieces = []
         for first in range(0, len(captions), self.images_at_once):
@@ -141,14 +156,17 @@ class DualEncoderRetriever:
                 truncation=True,
                 max_length=length,
                 return_tensors="pt",
-            ).to(self.model.device)
+            )
             pieces.append(self._features("get_text_features", dict(text)))
-        return _DualEncoderScorer(self, torch.cat(pieces))
+        return torch.cat(pieces)
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Features of images, of length 1, (n_images, width)."""
-        pixels = self._processor.image_processor(images=list(images), return_tensors="pt").to(self.model.device)
-        return self._features("get_image_features", dict(pixels))
+        return self.pixel_features(dict(self.image_processor(images=list(images), return_tensors="pt")))
+
+    def pixel_features(self, pixels: dict[str, Tensor]) -> Tensor:
+        """Features of images as :attr:`image_processor` makes them, of length 1, (n_images, width)."""
+        return self._features("get_image_features", pixels)
 
     def fingerprint(self) -> str:
         """See :meth:`Retriever.fingerprint`."""
@@ -156,8 +174,9 @@ class DualEncoderRetriever:
         return json_digest([model_digest(self.model), reading.text_fingerprint(), reading.image_fingerprint()])
 
     def _features(self, method: str, inputs: dict[str, Tensor]) -> Tensor:
+        placed = {name: value.to(self.model.device) for name, value in inputs.items()}
         with evaluation_mode(self.model), torch.no_grad():
-            features = getattr(self.model, method)(**inputs)
+            features = getattr(self.model, method)(**placed)
         if not isinstance(features, Tensor):  # transformers 5 returns an output object
             features = features.pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1)
