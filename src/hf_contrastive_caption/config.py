@@ -100,6 +100,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         hard_negative_pool: From how many of the nearest captions an image's are drawn.
         hard_negative_threshold: A near caption is refused, and the next nearest taken, if its CIDEr-D against the
             captions of the positive's image is higher: it may be true of this image. 10 refuses none but equal ones.
+        hard_negative_index: ``"exact"`` compares all pairs of images; ``"faiss"`` finds most of the nearest by an
+            index, for some 100,000 images and more without a GPU.
         captions_per_image: How many of its captions an image brings to an epoch, drawn anew every epoch, or ``"all"``.
         image_column: The column with images; found by its feature type if not given.
         caption_columns: The column or columns with captions; found by their types if not given.
@@ -172,6 +174,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     hard_negative_threshold: float = field(
         default=1.0, metadata={"help": "Highest CIDEr-D of a near caption with the image's own."}
     )
+    hard_negative_index: str = field(default="exact", metadata={"help": "'exact' or 'faiss', for many images."})
     captions_per_image: int | str = field(default=1, metadata={"help": "Captions of an image in an epoch, or 'all'."})
     image_column: str | None = field(default=None, metadata={"help": "Column with images."})
     caption_columns: list[str] | None = field(default=None, metadata={"help": "Column or columns with captions."})
@@ -261,6 +264,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             "negatives": ("shuffled", "nearest", "mixed"),
             "hard_negative_schedule": ("constant", "linear"),
             "hard_negative_source": ("images", "captions"),
+            "hard_negative_index": ("exact", "faiss"),
             "on_bad_image": ("raise", "skip"),
             "packing": ("auto", "packed", "repeated"),
             "stream_sharding": ("auto", "shards", "replicate"),
@@ -337,6 +341,12 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                     f"{option.name}={getattr(self, option.name)!r} has no meaning with negatives={self.negatives!r}; "
                     f"set negatives to {' or '.join(map(repr, needed))}, or leave it out"
                 )
+        words = self.hard_negative_source == "captions" and self.hard_negative_encoder is None
+        if words and self.hard_negative_index == "faiss":
+            raise ValueError(
+                "hard_negative_index='faiss' is for vectors of encoders, and hard_negative_source='captions' compares "
+                "words; leave the index out, or name a dual encoder as hard_negative_encoder"
+            )
         if self.negatives != "shuffled" and self.objective != "contrastive":
             raise ValueError(
                 f"objective={self.objective!r} has no negatives, so negatives={self.negatives!r} has no meaning; leave "

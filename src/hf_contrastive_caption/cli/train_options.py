@@ -86,7 +86,7 @@ OWN_GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Hard negatives": (
         "negatives", "hard_negative_share", "hard_negative_schedule", "hard_negative_source", "hard_negative_encoder",
-        "hard_negative_pool", "hard_negative_threshold",
+        "hard_negative_pool", "hard_negative_threshold", "hard_negative_index",
     ),
     "Reference": (
         "reference_model", "reference_prompt", "freeze_vision_encoder", "cache_vision_states",

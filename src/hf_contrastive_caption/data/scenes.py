@@ -161,7 +161,7 @@ def sample_scene(seed: int, split: str, index: int) -> tuple[Scene, list[str]]:
         offset = ((rng.random() - 0.5) * 0.12, (rng.random() - 0.5) * 0.12)
         objects.append(SceneObject(*look, _choice(rng, tuple(SIZES)), row, column, offset))
     scene = Scene(_choice(rng, tuple(BACKGROUNDS)), tuple(objects))
-    return scene, [_caption(rng, scene) for _ in range(CAPTIONS_PER_SCENE)]
+    return scene, [caption_scene(rng, scene) for _ in range(CAPTIONS_PER_SCENE)]
 
 
 def draw_scene(scene: Scene, image_size: int = 64) -> PILImage.Image:
@@ -216,7 +216,13 @@ def _shuffled(rng: random.Random, items: Sequence[T]) -> list[T]:
 # --- what annotators say ---------------------------------------------------------------------------------------------
 
 
-def _caption(rng: random.Random, scene: Scene) -> str:
+def caption_scene(rng: random.Random, scene: Scene) -> str:
+    """Say something about a scene, as one annotator does.
+
+    Args:
+        rng: What decides how much is said, and how; only its ``random`` is called.
+        scene: What is to be seen.
+    """
     level = rng.random()
     if level < SHARE_LITTLE:
         usual, *others = _LITTLE[len(scene.objects) - 1]

@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_contrastive_caption.captioners import Images
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.evaluation.metrics.ngrams import pack, unpack
+from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever
 from hf_contrastive_caption.neighbours.images import ImageSet, OpenedImages
 from hf_contrastive_caption.neighbours.search import SparseFeatures
@@ -163,19 +164,18 @@ def mean_state(states: Tensor) -> Tensor:
     return flat.sum(1) / real[:, None]
 
 
-def word_features(images: ImageSet) -> SparseFeatures:
+def word_features(references: PreparedReferences) -> SparseFeatures:
     """How often each word stands in the captions of each image, times ln(n_images / images that have the word).
 
     Args:
-        images: The images.
+        references: The words of all captions, by image.
     """
-    references = images.words
     counts = references.counts
     text, word = unpack(counts.orders[0].keys)
     keys, place = np.unique(pack(references.image[text], word), return_inverse=True)
     image, column = unpack(keys)
     n_words = counts.vocabulary.size(1)
-    idf = np.log(len(images) / np.bincount(column, minlength=n_words))  # (n_words,)
+    idf = np.log(len(references) / np.bincount(column, minlength=n_words))  # (n_words,)
     value = np.bincount(place, counts.orders[0].counts).astype(np.float64) * idf[column]
     telling = value > 0  # a word of every image says nothing
-    return SparseFeatures(image[telling], column[telling], value[telling], (len(images), n_words))
+    return SparseFeatures(image[telling], column[telling], value[telling], (len(references), n_words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor
 from hf_contrastive_caption.data.table import ragged_ranges
 from hf_contrastive_caption.evaluation.metrics.cider_pairs import CiderDPairs
 from hf_contrastive_caption.neighbours.images import ImageSet
-from hf_contrastive_caption.neighbours.search import Features, nearest
 from hf_contrastive_caption.precomputed.shards import ShardStore
 
 CAPTIONS, SEEN, REFUSED = "captions", "seen", "refused"
+
+Nearest = Callable[[int, int, int], NDArray[np.int64]]
 
 LOOKED_AT = 4
 """So many times the captions of a list, those of the nearest images, are looked at to fill it."""
@@ -71,14 +73,15 @@ class ListMaker:
 
     Args:
         images: The images.
-        features: What tells how near they are.
+        nearest: The nearest images of some neighbouring images: gets the first, the end, and how many; see
+            :func:`~hf_contrastive_caption.neighbours.search.nearest`.
         pool: Captions in a list.
         threshold: The highest CIDEr-D of a caption that is taken.
     """
 
-    def __init__(self, images: ImageSet, features: Features, pool: int, threshold: float) -> None:
+    def __init__(self, images: ImageSet, nearest: Nearest, pool: int, threshold: float) -> None:
         self._captions = images.captions
-        self._features = features
+        self._nearest = nearest
         self._pool = pool
         self._threshold = threshold
         self._agreement = CiderDPairs(images.words)
@@ -95,7 +98,7 @@ class ListMaker:
         Returns:
             What :class:`StoredLists` reads.
         """
-        near = nearest(self._features, numbers[0], numbers[-1] + 1, self._looked_at)
+        near = self._nearest(numbers[0], numbers[-1] + 1, self._looked_at)
         captions = torch.full((len(numbers), self._pool), -1, dtype=torch.int32)
         seen, refused = torch.zeros(len(numbers), dtype=torch.int64), torch.zeros(len(numbers), dtype=torch.int64)
         for place, image in enumerate(numbers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from hf_contrastive_caption.neighbours.features import (
     word_features,
 )
 from hf_contrastive_caption.neighbours.images import ImageSet
-from hf_contrastive_caption.neighbours.lists import ListMaker, StoredLists, settings
-from hf_contrastive_caption.neighbours.search import DenseFeatures, Features
+from hf_contrastive_caption.neighbours.lists import ListMaker, Nearest, StoredLists, settings
+from hf_contrastive_caption.neighbours.search import DenseFeatures, FaissIndex, Features, nearest
 from hf_contrastive_caption.precomputed.shards import ShardStore, check_space, folder_for
 from hf_contrastive_caption.precomputed.sharing import SharedWork
 from hf_contrastive_caption.precomputed.vision_states import OPENED
@@ -111,6 +112,7 @@ class NeighbourNegatives:
                 "contents": data.contents_fingerprint(),
                 "images": chosen,
                 "nearness": nearness,
+                "index": args.hard_negative_index,
                 **settings(args.hard_negative_pool, args.hard_negative_threshold),
             },
             args.precomputed_dir,
@@ -120,7 +122,11 @@ class NeighbourNegatives:
         if missing:
             check_space(folder, n_images * args.hard_negative_pool * 4, f"the lists of {n_images} images")
             features = self._features(images, bounds, chosen)
-            maker = ListMaker(images, features, args.hard_negative_pool, args.hard_negative_threshold)
+            search: Nearest = partial(nearest, features)
+            if args.hard_negative_index == "faiss":
+                assert isinstance(features, DenseFeatures)  # the config refuses words
+                search = FaissIndex(features).nearest
+            maker = ListMaker(images, search, args.hard_negative_pool, args.hard_negative_threshold)
             self._work.fill(
                 "looking for neighbours",
                 missing,
@@ -139,7 +145,7 @@ class NeighbourNegatives:
     def _features(self, images: ImageSet, bounds: NDArray[np.int64], chosen: str) -> Features:
         source = self._source
         if source is None:
-            return word_features(images)
+            return word_features(images.words)
         folder, key = folder_for(
             "neighbour-features",
             {
