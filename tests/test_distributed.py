@@ -17,6 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer
+from hf_contrastive_caption.neighbours import prepare
 from hf_contrastive_caption.precomputed import reference_scores, vision_states
 from tests import tiny
 
@@ -44,6 +45,7 @@ def run(
     lora: bool,
     ahead: bool,
     introspective: bool,
+    hard: bool,
     decoder: str,
 ) -> None:
     """Train for four steps over ten rows (the third step is the ragged end of an epoch) and write what was seen."""
@@ -60,6 +62,8 @@ def run(
         reference = None
     if ahead:  # several shards, for several processes
         reference_scores.ROWS_PER_SHARD, vision_states.SHARD_BYTES = 3, 3 * 17 * 32 * 4
+    if hard:
+        prepare.IMAGES_PER_SHARD = 3
     recorder = Recorder()
     args = ContrastiveCaptionConfig(
         output_dir=str(folder),
@@ -81,9 +85,11 @@ def run(
         freeze_vision_encoder=ahead,
         cache_vision_states=ahead,
         precompute_reference=ahead,
-        precomputed_dir=str(folder / "ahead") if ahead else None,
         objective="introspective" if introspective else "contrastive",
         mle_weight=0.5 if introspective else 0.0,
+        precomputed_dir=str(folder / "ahead") if ahead or hard else None,
+        negatives="mixed" if hard else "shuffled",
+        hard_negative_schedule="linear" if hard else "constant",
     )
     trainer = ContrastiveCaptionTrainer(
         model=model,
@@ -151,6 +157,7 @@ def launch(folder: Path, processes: int, batch_size: int, accumulation: int, *fl
         pytest.param(("--lora", "--checkpointing"), marks=pytest.mark.slow),
         pytest.param(("--ahead",), marks=pytest.mark.slow),
         pytest.param(("--introspective",), marks=pytest.mark.slow),
+        pytest.param(("--hard",), marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_as_one_does(tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -179,6 +186,9 @@ def test_two_processes_train_as_one_does(tmp_path: Path, flags: tuple[str, ...])
         ]
         assert files[0] == files[1] and len(files[0]) == 4 + 3 + 2 * 4 + 3
         return
+    if "--hard" in flags:
+        files = [list((tmp_path / name / "ahead").rglob("*.safetensors")) for name in ("one", "two")]
+        assert len(files[0]) == len(files[1]) == 2 * 4
     checkpointing = "--checkpointing" in flags
     for rank in (one, *two):
         assert (rank["layer_calls"] > 1.5) == checkpointing  # computed again in backward, or not
@@ -196,5 +206,6 @@ if __name__ == "__main__":
         lora="--lora" in options,
         ahead="--ahead" in options,
         introspective="--introspective" in options,
+        hard="--hard" in options,
         decoder=decoders[0] if decoders else "gpt2",
     )

@@ -86,6 +86,13 @@ SLOW = {
         }
     ),
     "reference scored ahead": Variant({"precompute_reference": True}),
+    "hard negatives": Variant(
+        {"negatives": "mixed", "hard_negative_schedule": "linear", "hard_negative_pool": 8, **ACCUMULATED}
+    ),
+    "hard negatives, reference replaced": Variant({"negatives": "nearest", "reference_refresh": 3}),
+    "hard negatives, scored ahead, workers": Variant(
+        {"negatives": "mixed", "precompute_reference": True, "dataloader_num_workers": 2}
+    ),
     "reference replaced": Variant({"reference_refresh": 3}),
     "reference replaced in part": Variant({"reference_refresh": 3, "reference_mixup": 0.5}),
     "stream": Variant({"reservoir_size": 20}, data=stream),

@@ -319,7 +319,7 @@ def test_workers_are_given_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         sizes.append(len(pickle.dumps(make_batch)))
         fill(shards, bounds, make_batch, *given, **more)
 
-    monkeypatch.setattr("hf_contrastive_caption.precomputed.prepare.fill_shards", watched)
+    monkeypatch.setattr("hf_contrastive_caption.precomputed.sharing.fill_shards", watched)
     model = tiny.captioner_model()
     model.register_forward_hook(lambda *given: None)  # which does not pickle
     trainer(tmp_path, model, data=tiny.caption_dataset(2), options=options(tmp_path, **STATES, **AHEAD)).train()
