@@ -349,8 +349,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             )
         if self.negatives != "shuffled" and self.objective != "contrastive":
             raise ValueError(
-                f"objective={self.objective!r} has no negatives, so negatives={self.negatives!r} has no meaning; leave "
-                "it out"
+                f"objective={self.objective!r} has no negatives, so negatives={self.negatives!r} means nothing; leave "
+                "it out, or use objective='contrastive'"
             )
 
     def _check_reference(self) -> None:

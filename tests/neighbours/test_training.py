@@ -276,6 +276,7 @@ def test_augmentation_changes_no_list(tmp_path: Path) -> None:
         ({"negatives": "mixed", "hard_negative_threshold": 11}, "CIDEr-D is between 0 and 10"),
         ({"negatives": "mixed", "hard_negative_pool": 0}, "hard_negative_pool must be a whole number of at least 1"),
         ({"negatives": "mixed", "objective": "mle"}, "objective='mle' has no negatives"),
+        ({"negatives": "mixed", "objective": "introspective"}, "objective='introspective' has no negatives"),
         (
             {"negatives": "mixed", "hard_negative_source": "captions", "hard_negative_index": "faiss"},
             "name a dual encoder as hard_negative_encoder",

@@ -91,7 +91,7 @@ class ReferenceFeatures(FeatureSource):
             data = data.detached()  # a vision encoder of its own needs the images
         if len(data.processors) > 1 or not self._reference.processor.reads_like(data.processors[0]):
             data = data.with_processors([self._reference.processor])
-        return ImageBatches(data, images.first_row)
+        return ImageBatches(data.positives_alone(), images.first_row)
 
     def features(self, batch: Images) -> dict[str, Tensor]:
         """See :meth:`FeatureSource.features`."""

@@ -82,6 +82,7 @@ class OpenedImages:
     def __call__(self, numbers: list[int]) -> dict[str, Tensor]:
         """What the image processor makes of some images, and which opened; those that do not are white."""
         rows = self.images.first_row[numbers].tolist()
-        opened, skipped = open_images(self.images.data.__getitems__([SampleKey(0, row) for row in rows]))
+        data = self.images.data.positives_alone()
+        opened, skipped = open_images(data.__getitems__([SampleKey(0, row) for row in rows]))
         pixels = dict(self.image_processor(images=opened, return_tensors="pt"))
         return {**pixels, OPENED: ~torch.tensor(skipped)}
