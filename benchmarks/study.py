@@ -1,14 +1,14 @@
 """The paper's studies and what goes beyond them, in one command that can be stopped and goes on.
 
     python benchmarks/study.py run                          # drawn scenes, all studies, three seeds
-    python benchmarks/study.py run --data DIR               # photographs: main and ablation
+    python benchmarks/study.py run --data DIR               # photographs: main, ablation, hard
     python benchmarks/study.py run --data DIR --only ways --seeds 1
     python benchmarks/study.py table --write docs/results.md
     python benchmarks/study.py plots
 
 DIR holds parquet files of images with several captions each, named train, validation and test; its name is the data
-set's name in the results. ``--only`` takes studies (main, ablation, ways, models, replacement, knobs) and single
-rows of them, such as ``dpo``; ``--list`` names all of it and what it will cost, and runs nothing.
+set's name in the results. ``--only`` takes studies (main, ablation, ways, models, replacement, knobs, hard,
+trade-off) and single rows of them, such as ``dpo``; ``--list`` names all of it and what it will cost, and runs nothing.
 
 A unit is one training of one seed and what is measured of it: captions of all test images by beam search, each ranked
 among all of them, caption metrics, diversity, invented words, log-probabilities. It runs in a process of its own and

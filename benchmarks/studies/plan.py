@@ -99,6 +99,17 @@ def _of_models() -> Iterable[Row]:
                 yield Row(f"{model}-by-{reference}", f"against {reference}", "contrastive", {}, model, reference)
 
 
+def _of_trade_off() -> Iterable[Row]:
+    """What may hold the truth of captions where a comparison alone loses it."""
+    for kind, label in (("dpo", "DPO"), ("infonce", "InfoNCE")):
+        for beta in (0.1, 0.3):
+            yield Row(f"{kind}-beta-{beta:g}", f"{label}, β = {beta:g}", settings={"loss_type": kind, "beta": beta})
+        for weight in (1.0, 10.0):
+            settings = {"loss_type": kind, "mle_weight": weight}
+            yield Row(f"{kind}-mle-{weight:g}", f"{label}, MLE term × {weight:g}", settings=settings)
+    yield Row("introspective-mle-10", "IL, MLE term × 10", "introspective", {"mle_weight": 10.0})
+
+
 def _rows() -> Iterable[Row]:
     for row in _of_models():
         yield replace(row, label="contrastive") if row.name == "contrastive" else row
@@ -124,6 +135,10 @@ def _rows() -> Iterable[Row]:
         yield Row(f"rate-{factor:g}", f"learning rate × {factor:g}", settings={"learning_rate_factor": factor})
     for weight in (0.1, 1.0):
         yield Row(f"mle-{weight:g}", f"MLE term × {weight:g}", settings={"mle_weight": weight})
+    for share in (0.25, 0.5, 1.0):
+        settings = {"negatives": "mixed", "hard_negative_share": share}
+        yield Row(f"hard-{share:g}", f"hard negatives {100 * share:.0f} %", settings=settings)
+    yield from _of_trade_off()
 
 
 ROWS = {row.name: row for row in _rows()}
@@ -140,10 +155,12 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "models": tuple(row.name for row in _of_models()),
     "replacement": ("contrastive", "replaced-once", "replaced-twice", "moving-average"),
     "knobs": ("contrastive", *_names("negatives-", "noise-ratio-", "beta-", "rate-", "mle-")),
+    "hard": ("control", "contrastive", *_names("hard-")),
+    "trade-off": ("control", "contrastive", "dpo", "infonce", *(row.name for row in _of_trade_off())),
 }
 """The studies by name: their rows, in the order of their tables."""
 
-ON_PHOTOGRAPHS = ("main", "ablation")
+ON_PHOTOGRAPHS = ("main", "ablation", "hard")
 """What is run on a folder of photographs unless ``--only`` says otherwise; drawn scenes get all studies."""
 
 

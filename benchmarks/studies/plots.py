@@ -8,7 +8,7 @@ from pathlib import Path
 from studies.plan import STUDIES
 from studies.summary import Summary, summaries
 
-PLOTTED = ("ablation", "ways", "replacement", "knobs")
+PLOTTED = ("ablation", "ways", "replacement", "knobs", "hard", "trade-off")
 MARKERS = "oDsP^vX<>*hpd8"
 _GREY, _COLOURS = "#777777", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 

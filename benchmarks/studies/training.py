@@ -86,6 +86,8 @@ def _trainer(unit: Unit, place: Place, rows: Dataset, folder: Path) -> Contrasti
     if unit.row.reference != unit.row.model:
         others["reference_model"] = str(_reference_folder(unit, place, unit.row.reference))
     args = _tuning_arguments(unit, place.scale, folder)
+    if args.negatives != "shuffled":
+        args.precomputed_dir = str(place.output / unit.data / "_neighbours")
     return ContrastiveCaptionTrainer(model=start, args=args, train_dataset=rows, **others)
 
 
@@ -156,6 +158,7 @@ def _arguments(unit: Unit, scale: Scale, folder: Path, **others: Any) -> Contras
         save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),  # without a word for it, bfloat16 wants a GPU
         dataloader_pin_memory=torch.cuda.is_available(),
         **others,
     )
