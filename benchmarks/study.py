@@ -7,8 +7,8 @@
     python benchmarks/study.py plots
 
 DIR holds parquet files of images with several captions each, named train, validation and test; its name is the data
-set's name in the results. ``--only`` takes studies (main, ablation, ways, models, replacement, knobs, hard,
-trade-off) and single rows of them, such as ``dpo``; ``--list`` names all of it and what it will cost, and runs nothing.
+set's name in the results. ``--only`` takes studies (main, ablation, ways, models, replacement, knobs, hard, trade-off)
+and single rows of them, such as ``dpo``; ``--list`` names all of it and what it will cost, and runs nothing.
 
 A unit is one training of one seed and what is measured of it: captions of all test images by beam search, each ranked
 among all of them, caption metrics, diversity, invented words, log-probabilities. It runs in a process of its own and

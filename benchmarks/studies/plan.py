@@ -160,6 +160,13 @@ STUDIES: dict[str, tuple[str, ...]] = {
 }
 """The studies by name: their rows, in the order of their tables."""
 
+
+def own_rows(study: str) -> set[str]:
+    """The rows of a study that no earlier one has: it is there if any of them has a result."""
+    earlier = list(STUDIES)[: list(STUDIES).index(study)]
+    return set(STUDIES[study]).difference(*(STUDIES[name] for name in earlier))
+
+
 ON_PHOTOGRAPHS = ("main", "ablation", "hard")
 """What is run on a folder of photographs unless ``--only`` says otherwise; drawn scenes get all studies."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from studies.plan import STUDIES
+from studies.plan import STUDIES, own_rows
 from studies.summary import Summary, summaries
 
 PLOTTED = ("ablation", "ways", "replacement", "knobs", "hard", "trade-off")
@@ -25,7 +25,7 @@ def draw_plots(results: Path, folder: Path) -> list[Path]:
         for study in PLOTTED:
             names = dict.fromkeys(("reference", "control", *STUDIES[study]))
             there = [rows[name] for name in names if name in rows]
-            if any(summary.row.name not in STUDIES["main"] for summary in there):
+            if own_rows(study) & set(rows):
                 files.append(folder / f"study_{data}_{study}.png")
                 draw_trade_off(there, files[-1], f"{data}: {study}")
     return files

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_contrastive_caption.evaluation.measures import aligned_table
-from studies.plan import STUDIES
+from studies.plan import STUDIES, own_rows
 from studies.summary import LABELS, Summary, control_of, shown, summaries
 
 TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
@@ -28,8 +28,7 @@ def render(results: Path) -> dict[str, str]:
             rows = summaries(folder.parent, folder.name, split)
             for study, names in STUDIES.items():
                 there = [rows[name] for name in names if name in rows]
-                own = {summary.row.name for summary in there} - set(STUDIES["main"])
-                if len(there) > 1 and (own or study == "main"):
+                if len(there) > 1 and own_rows(study) & set(rows):
                     name = " ".join([folder.name, study, *([split] if split != "test" else [])])
                     found[name] = _tables(study, there, rows)
     return found
