@@ -81,8 +81,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             relatives ``"dpo"``, ``"infonce"`` and ``"nca"``; see the functions in ``losses``.
         num_negatives: :math:`K`, how many captions of other images each positive is compared with; 5 in the paper.
             With ``"introspective"`` the number of distractor images, each of which is encoded.
-        noise_ratio: :math:`\nu`, the weight of negatives against positives; 1 in the paper. Not the same as
-            ``num_negatives``. For ``loss_type="contrastive"`` only.
+        noise_ratio: :math:`\nu`: log-ratios above :math:`\ln\nu` pass as those of right captions; 1 in the paper. Not
+            the same as ``num_negatives``. For ``loss_type="contrastive"`` only.
         beta: Scale of the log-ratio; 1 in the paper.
         loss_terms: ``"both"``, or ``"positives"`` or ``"negatives"`` alone, for the paper's ablation. For
             ``loss_type="contrastive"`` only.
@@ -159,7 +159,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     objective: str = field(default="contrastive", metadata={"help": "'contrastive', 'introspective' or 'mle'."})
     loss_type: str = field(default="contrastive", metadata={"help": "'contrastive', 'dpo', 'infonce' or 'nca'."})
     num_negatives: int = field(default=5, metadata={"help": "Negatives for each positive (K)."})
-    noise_ratio: float = field(default=1.0, metadata={"help": "Weight of negatives against positives (nu)."})
+    noise_ratio: float = field(default=1.0, metadata={"help": "nu: a log-ratio above ln(nu) passes as right."})
     beta: float = field(default=1.0, metadata={"help": "Scale of the log-ratio."})
     loss_terms: str = field(default="both", metadata={"help": "'both', 'positives' or 'negatives'."})
     mle_weight: float = field(default=0.0, metadata={"help": "Weight of the positives' likelihood beside the loss."})

@@ -138,7 +138,7 @@ class TestFacts:
         assert run.reference is not None
         for line in (
             "| negatives for each caption, K | 4 |",
-            "| weight of negatives against positives, ν | 2.0 |",
+            "| noise ratio, ν | 2.0 |",
             "| scale of the log-ratio, β | 0.5 |",
             "| images in a step | 8 (4 × 2 accumulation steps × 1 processes) |",
             "| learning rate | 3e-05, linear |",

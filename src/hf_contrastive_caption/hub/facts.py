@@ -196,7 +196,7 @@ def loss_settings(args: ContrastiveCaptionConfig) -> list[tuple[str, Any]]:
     elif args.objective == "contrastive":
         settings = [("negatives for each caption, K", args.num_negatives), ("scale of the log-ratio, β", args.beta)]
         if args.loss_type == "contrastive":
-            settings.append(("weight of negatives against positives, ν", args.noise_ratio))
+            settings.append(("noise ratio, ν", args.noise_ratio))
             settings.append(("terms of the loss", args.loss_terms))
     if args.mle_weight:
         settings.append(("weight of the likelihood of captions", args.mle_weight))
