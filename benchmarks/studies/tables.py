@@ -12,7 +12,7 @@ from studies.summary import LABELS, Summary, control_of, shown, summaries
 
 TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
 DIFFERENCES = ("recall_at_1", "recall_at_10", "judged_recall_at_1", "judged_recall_at_10", "cider_d", "invented")
-OTHERS = ("bleu_4", "rouge_l", "meteor", "ranked_first", "positive_log_prob", "negative_log_prob")
+OTHERS = ("mean_length", "bleu_4", "rouge_l", "meteor", "ranked_first", "positive_log_prob", "negative_log_prob")
 _PLACE = re.compile(r"<!-- study: (?P<name>[^\n>]+?) -->\n.*?<!-- end of study -->", re.DOTALL)
 
 
