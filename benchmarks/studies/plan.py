@@ -71,8 +71,9 @@ class Row:
     Attributes:
         name: Its name in files and on the command line.
         label: What tables call it.
-        objective: ``"reference"`` is MLE from scratch, ``"gan"`` is the baseline beside the package, everything else
-            is an objective of the trainer.
+        objective: ``"reference"`` is MLE from scratch, ``"gan"`` is the baseline beside the package,
+            ``"interpolated"`` trains nothing and has weights between the reference and a tuned row, everything else is
+            an objective of the trainer.
         settings: What differs from the plain recipe, as the trainer's arguments name it; ``learning_rate_factor`` and
             ``reference_refresh_share`` are in terms of the scale.
         model: The captioner that is tuned.
@@ -108,6 +109,9 @@ def _of_trade_off() -> Iterable[Row]:
             settings = {"loss_type": kind, "mle_weight": weight}
             yield Row(f"{kind}-mle-{weight:g}", f"{label}, MLE term × {weight:g}", settings=settings)
     yield Row("introspective-mle-10", "IL, MLE term × 10", "introspective", {"mle_weight": 10.0})
+    for share in (0.1, 0.25, 0.5, 0.75):
+        settings = {"tuned": "dpo", "share": share}
+        yield Row(f"dpo-part-{share:g}", f"DPO, {100 * share:.0f} % of the way", "interpolated", settings)
 
 
 def _rows() -> Iterable[Row]:
@@ -198,13 +202,16 @@ class Unit:
         return {**asdict(self.row), "label": None, "seed": self.seed, "split": self.split, "scale": sizes}
 
     def needs(self) -> tuple[Unit, ...]:
-        """The references that must be there before it."""
+        """Those that it is made of, which must be there before it: references, and a tuned row."""
         if self.row.objective == "reference":
             # Show and Tell begins with the vision model that Adaptive Attention has trained.
             kinds: tuple[str, ...] = ("adaptive-attention",) if self.row.model == "show-and-tell" else ()
         else:
             kinds = tuple(dict.fromkeys((self.row.model, self.row.reference)))
-        return tuple(Unit(self.data, reference_row(kind), self.seed, self.split) for kind in kinds)
+        rows = [reference_row(kind) for kind in kinds]
+        if self.row.objective == "interpolated":
+            rows.append(ROWS[self.row.settings["tuned"]])
+        return tuple(Unit(self.data, row, self.seed, self.split) for row in rows)
 
 
 def reference_row(model: str) -> Row:

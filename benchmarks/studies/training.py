@@ -16,7 +16,12 @@ from gan.training import train_gan
 from transformers import PreTrainedModel, PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_contrastive_caption import Captioner, ContrastiveCaptionConfig, ContrastiveCaptionTrainer
+from hf_contrastive_caption import (
+    Captioner,
+    ContrastiveCaptionConfig,
+    ContrastiveCaptionTrainer,
+    interpolate_captioners,
+)
 from hf_contrastive_caption.data import captions_of, find_columns
 from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.data.scenes import scenes
@@ -60,6 +65,10 @@ def train(unit: Unit, place: Place, data: Mapping[str, Dataset]) -> dict[str, An
     start = perf_counter()
     if unit.row.objective == "gan":
         logged = _train_gan(unit, place, data["train"], folder)
+    elif unit.row.objective == "interpolated":
+        before, tuned = (place.captioner(needed) for needed in unit.needs())
+        interpolate_captioners(before, tuned, unit.row.settings["share"], device="cpu").save_pretrained(folder)
+        logged = {}
     else:
         folder.mkdir(parents=True, exist_ok=True)
         trainer = _trainer(unit, place, data["train"], folder)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever
     from hf_contrastive_caption.evaluation.retrieval.self_retrieval import SelfRetrieval, self_retrieval
     from hf_contrastive_caption.generation import caption_images
+    from hf_contrastive_caption.interpolation import interpolate_captioners
     from hf_contrastive_caption.losses import contrastive_caption_loss
     from hf_contrastive_caption.processing import CaptionProcessor
     from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners
@@ -53,6 +54,7 @@ _MODULES = {
     "evaluation.retrieval.retrievers": ("DualEncoderRetriever",),
     "evaluation.retrieval.self_retrieval": ("SelfRetrieval", "self_retrieval"),
     "generation": ("caption_images",),
+    "interpolation": ("interpolate_captioners",),
     "losses": ("contrastive_caption_loss",),
     "processing": ("CaptionProcessor",),
     "report.comparison": ("CaptionerComparison", "compare_captioners"),
@@ -85,6 +87,7 @@ __all__ = [
     "compare_captioners",
     "contrastive_caption_loss",
     "evaluate_captioner",
+    "interpolate_captioners",
     "register_captioner",
     "scenes",
     "self_retrieval",

@@ -94,7 +94,7 @@ class TestPlan:
     def test_every_setting_is_an_argument_of_the_trainer(self, tmp_path):
         plan, training = room("plan"), room("training")
         for row in plan.ROWS.values():
-            if row.objective not in ("reference", "gan"):
+            if row.objective not in ("reference", "gan", "interpolated"):
                 args = training._tuning_arguments(plan.Unit("scenes", row, 3), plan.SCALES["scenes"], tmp_path)
                 assert (args.seed, args.max_steps, args.per_device_train_batch_size) == (3, 400, 64)
         args = training._tuning_arguments(plan.Unit("scenes", plan.ROWS["rate-4"], 0), plan.SCALES["scenes"], tmp_path)
@@ -266,19 +266,21 @@ class TestTables:
 @pytest.mark.timeout(900)
 def test_the_command_runs_measures_and_tells(scripts, tmp_path, capsys):
     """Real units at sizes that learn nothing: one of every objective, in processes of their own."""
-    names = ["contrastive", "introspective", "gan", "nca", "moving-average"]
+    names = ["contrastive", "introspective", "gan", "nca", "moving-average", "dpo", "dpo-part-0.5"]
     folders = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     words = ["run", "--scale", "tiny", "--seeds", "1", "--jobs", "2", *folders, "--only", "control", *names]
     scripts.main(words)
     scripts.main(words)
-    assert "7 units, 7 of them finished" in capsys.readouterr().out
+    assert "9 units, 9 of them finished" in capsys.readouterr().out
     results = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results" / "scenes").glob("*.json")}
     assert sorted(results) == sorted(f"{name}-seed0" for name in ["reference", "control", *names])
     reference = results["reference-seed0"]
     assert reference["learned"]["loss"] == pytest.approx(2 * np.log(2), abs=1e-5)
     for name in names:
         found = results[f"{name}-seed0"]
-        assert found["made_of"] == {"reference": reference["weights"]} and found["weights"] != reference["weights"]
+        others = {"dpo": results["dpo-seed0"]["weights"]} if name == "dpo-part-0.5" else {}
+        assert found["made_of"] == {"reference": reference["weights"], **others}
+        assert found["weights"] not in found["made_of"].values()
         assert len(found["ranks"]["reference"]["better"]) == found["images"] == 12
     scripts.main(["table", "--results", str(tmp_path / "results")])
     assert "| NCA" in capsys.readouterr().out

@@ -61,6 +61,16 @@ class FrontDoor:
             )
         return captioner
 
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Save the model with its tokenizer, image processor and prompt, for :meth:`from_pretrained`.
+
+        Args:
+            folder: A folder; made if it is not there.
+        """
+        captioner = self._captioner()
+        captioner.model.save_pretrained(folder)  # type: ignore[operator]
+        captioner.processor.save_pretrained(os.fspath(folder))
+
     def caption(
         self,
         images: Any,

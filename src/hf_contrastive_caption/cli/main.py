@@ -21,6 +21,7 @@ from hf_contrastive_caption.cli.app_command import show_app
 from hf_contrastive_caption.cli.caption_command import caption
 from hf_contrastive_caption.cli.convert_command import convert
 from hf_contrastive_caption.cli.errors import WRONG_USE, WrongUseError
+from hf_contrastive_caption.cli.interpolate_command import interpolate
 from hf_contrastive_caption.cli.launch import own_words
 from hf_contrastive_caption.cli.measure_commands import compare, evaluate
 from hf_contrastive_caption.cli.train_command import TrainCommand, train
@@ -155,6 +156,7 @@ _GROUPED: dict[str, Callable[..., None]] = {
     "compare": compare,
     "app": show_app,
     "convert": convert,
+    "interpolate": interpolate,
 }
 for _name, _command in _GROUPED.items():
     app.command(_name, cls=GroupedCommand)(_command)

@@ -59,7 +59,7 @@ class FrozenReference(Reference):
 
     def weights(self) -> dict[str, Tensor]:
         """See :meth:`Reference.weights`."""
-        return _tensors(self.captioner.model)
+        return tensors_of(self.captioner.model)
 
     def check_refresh(self, target: Captioner) -> None:
         """See :meth:`Reference.check_refresh`."""
@@ -69,8 +69,8 @@ class FrozenReference(Reference):
                 "that the reference is the model with its adapters as they are"
             )
         own = self.weights()
-        theirs = _tensors(target.model)
-        differ = [name for name in own.keys() | theirs.keys() if _shape(own, name) != _shape(theirs, name)]
+        theirs = tensors_of(target.model)
+        differ = differing(own, theirs)
         if differ:
             raise ValueError(
                 f"reference_refresh replaces the reference by the target, but they are different models "
@@ -80,7 +80,7 @@ class FrozenReference(Reference):
 
     def refresh(self, target: Captioner, mixup: float) -> None:
         """See :meth:`Reference.refresh`; every process gathers the weights of a sharded target."""
-        theirs = _tensors(target.model)
+        theirs = tensors_of(target.model)
         with torch.no_grad():
             for name, value in self.weights().items():
                 if value is not theirs[name]:
@@ -95,8 +95,7 @@ class FrozenReference(Reference):
 
     def save(self, folder: Path) -> None:
         """See :meth:`Reference.save`; the folder can be given as ``reference_model`` too."""
-        self.captioner.model.save_pretrained(folder)  # type: ignore[operator]
-        self.captioner.processor.save_pretrained(folder)
+        self.captioner.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
         """See :meth:`Reference.load`."""
@@ -121,10 +120,15 @@ def frozen_copy(model: Model, share: nn.Module | None = None) -> Model:
     return copied
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Weights and buffers by name, tied ones once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None
+def differing(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
+    """The names that only one of two models has, or that have other shapes in the other."""
+    return sorted(
+        name
+        for name in own.keys() | theirs.keys()
+        if name not in own or name not in theirs or own[name].shape != theirs[name].shape
+    )
