@@ -9,7 +9,7 @@ from studies.plan import STUDIES, own_rows
 from studies.summary import Summary, summaries
 
 PLOTTED = ("ablation", "ways", "replacement", "knobs", "hard", "trade-off")
-MARKERS = "oDsP^vX<>*hpd8"
+MARKERS = "oDsP^vX<>*hpd"
 _GREY, _COLOURS = "#777777", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
