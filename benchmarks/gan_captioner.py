@@ -45,9 +45,13 @@ SCENES = "scenes"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options, settings = parse(arguments)
+    options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train_gan(load_captioner(options.model), training_split(options.data), settings, options.out)
+    try:
+        settings = settings_of(options)
+        train_gan(load_captioner(options.model), training_split(options.data), settings, options.out)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
     written = [entry for entry in read_log(options.out) if entry["phase"] == "generator"]
     tenth = -(-len(written) // 10)
     for name in ("reward", "greedy_reward", "generated_accuracy", "mismatched_accuracy", "distinct"):
@@ -65,7 +69,12 @@ def training_split(source: str) -> Dataset:
     return splits["train"]
 
 
-def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, GanSettings]:
+def settings_of(options: argparse.Namespace) -> GanSettings:
+    given = {name: value for name, value in vars(options).items() if name in GanSettings.__dataclass_fields__}
+    return GanSettings(**given, freeze_vision_encoder=not options.train_vision_encoder)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="captioner to start from: folder or repository")
     parser.add_argument("--data", required=True, help=f"folder with a training split, or {SCENES!r}: drawn scenes")
@@ -91,9 +100,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, GanSettings]
     add("save_steps", "steps between states from which a stopped run goes on")
     parser.add_argument("--train-vision-encoder", action="store_true", help="train the generator's vision encoder too")
     parser.add_argument("--precomputed-dir", help="folder for states of the vision encoder")
-    options = parser.parse_args(arguments)
-    given = {name: value for name, value in vars(options).items() if name in GanSettings.__dataclass_fields__}
-    return options, GanSettings(**given, freeze_vision_encoder=not options.train_vision_encoder)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python benchmarks/study.py run --data DIR               # photographs: main, ablation, hard
     python benchmarks/study.py run --data DIR --only ways --seeds 1
     python benchmarks/study.py table --write docs/results.md
+    python benchmarks/study.py table --seed 0               # one seed alone
     python benchmarks/study.py plots
 
 DIR holds parquet files of images with several captions each, named train, validation and test; its name is the data
@@ -14,8 +15,9 @@ A unit is one training of one seed and what is measured of it: captions of all t
 among all of them, caption metrics, diversity, invented words, log-probabilities. It runs in a process of its own and
 writes one JSON file to ``benchmarks/results/study``; its captioner stays in ``--output``. A unit that is finished is
 never run again, one that was stopped goes on at its last checkpoint. All rows of a seed begin with the same reference,
-and train as many steps on as many images as the control. ``--jobs 2`` runs two units at once, each on half of the
-cores, or on a GPU of its own where there are several.
+and train as many steps on as many images as the control; as the same seed gives other weights on another processor,
+all rows of a seed belong to one machine, and others are refused. ``--jobs 2`` runs two units at once, each on half of
+the cores, or on a GPU of its own where there are several.
 
 While something is being chosen, ``--split validation`` captions the validation images, whose results are kept apart.
 """
@@ -31,21 +33,26 @@ from studies.plan import ON_PHOTOGRAPHS, ROWS, SCALES, STUDIES, Unit, units
 from studies.plots import draw_plots
 from studies.running import cost, pending, run_unit, run_units
 from studies.tables import render, write_into
+from studies.training import load_data
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    options.act(options)
+    try:
+        options.act(options)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on where it was") from None
 
 
 def run(options: argparse.Namespace) -> None:
     place = place_of(options)
     only = options.only or (STUDIES if options.data is None else ON_PHOTOGRAPHS)
-    try:
-        wanted = units(place.data, list(only), range(options.seeds), options.split)
-        left = pending(wanted, place)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    wanted = units(place.data, list(only), range(options.seeds), options.split)
+    if place.source is not None:
+        load_data(place)  # what is wrong with it is said before hours of work
+    left = pending(wanted, place)
     seconds, unknown = cost(left, place)
     print(f"{len(wanted)} units, {len(wanted) - len(left)} of them finished")
     if seconds:
@@ -71,16 +78,23 @@ def one(options: argparse.Namespace) -> None:
 
 
 def table(options: argparse.Namespace) -> None:
+    _check_results(options.results)
     if options.write is not None:
         write_into(options.write, options.results)
         return
-    for name, text in render(options.results).items():
+    for name, text in render(options.results, options.seed).items():
         print(f"{name}\n\n{text}\n")
 
 
 def plots(options: argparse.Namespace) -> None:
+    _check_results(options.results)
     for file in draw_plots(options.results, options.folder):
         print(file)
+
+
+def _check_results(folder: Path) -> None:
+    if not any(folder.glob("*/*.json")):
+        raise ValueError(f"{folder} has no results; study.py run makes them, or name their folder as --results")
 
 
 def place_of(options: argparse.Namespace) -> Place:
@@ -89,6 +103,12 @@ def place_of(options: argparse.Namespace) -> Place:
         raise SystemExit(f"--data {options.data}: a folder cannot be called scenes, as the drawn scenes are")
     scale = SCALES[options.scale or ("scenes" if options.data is None else "photographs")]
     return Place(data, options.data, scale, options.results, options.output)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -104,8 +124,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
     running = action("run", run, "run what is not finished")
     running.add_argument("--only", nargs="+", metavar="STUDY_OR_ROW", help=f"of {', '.join(STUDIES)}, or rows of them")
-    running.add_argument("--seeds", type=int, default=3, help="how many seeds, 0 first (default: %(default)s)")
-    running.add_argument("--jobs", type=int, default=1, help="units at once (default: %(default)s)")
+    running.add_argument("--seeds", type=_count, default=3, help="how many seeds, 0 first (default: %(default)s)")
+    running.add_argument("--jobs", type=_count, default=1, help="units at once (default: %(default)s)")
     running.add_argument("--list", action="store_true", help="say what would be run and at what cost")
     single = action("unit", one, "run one unit in this process")
     single.add_argument("row", choices=ROWS)
@@ -116,7 +136,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         which.add_argument("--split", choices=("test", "validation"), default="test", help="default: %(default)s")
         which.add_argument("--scale", choices=SCALES, help="sizes; by the data if not given, tiny to try it out")
     tables = action("table", table, "print the tables of what is stored")
-    tables.add_argument("--write", type=Path, metavar="FILE", help="put them into the marked places of a page")
+    which_tables = tables.add_mutually_exclusive_group()
+    which_tables.add_argument("--write", type=Path, metavar="FILE", help="put them into the marked places of a page")
+    which_tables.add_argument("--seed", type=int, help="of one seed alone")
     drawing = action("plots", plots, "draw what is stored")
     drawing.add_argument("--folder", type=Path, default=Path("docs/pictures"), help="default: %(default)s")
     return parser.parse_args(arguments)

@@ -337,3 +337,23 @@ def test_a_step_that_is_taken_again_counts_once_in_the_log(tmp_path: Path, every
     resumed.train(resume_from_checkpoint=True)
     for name in ("loss", "margin"):
         assert logged(resumed, name)[-1] == pytest.approx(sum(logged(every, name)[8:]) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "stream"),
+    [("contrastive", False), ("contrastive", True), ("introspective", False), ("mle", False), ("mle", True)],
+)
+def test_going_on_from_the_last_checkpoint_trains_no_step(tmp_path: Path, objective: str, stream: bool) -> None:
+    """The learning rate does not end at 0 here, which would hide it, and the epoch has further steps."""
+    data = tiny.caption_dataset(16)
+    data = data.to_iterable_dataset() if stream else data
+    options = {"objective": objective, "max_steps": 3, "lr_scheduler_type": "constant", "save_strategy": "steps"}
+    run = trainer(tmp_path, data=data, options={**options, "save_steps": 3})
+    run.train()
+    run.save_model(str(tmp_path / "ended"))
+    again = trainer(tmp_path, data=data, options={**options, "save_steps": 3})
+    assert again.train(resume_from_checkpoint=True).global_step == 3
+    again.save_model(str(tmp_path / "again"))
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("ended", "again"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert again.state.log_history[: len(run.state.log_history) - 1] == run.state.log_history[:-1]

@@ -92,6 +92,35 @@ def test_other_models_and_vocabularies_are_refused(monkeypatch: pytest.MonkeyPat
         interpolate_captioners(one, captioner(2), 0.5)
 
 
+def test_equal_weights_with_other_settings_are_refused() -> None:
+    """The number of attention heads is in no weight. Ids of special tokens and rates of dropout may differ."""
+    one, other = captioner(1), captioner(2)
+    other.model.config.decoder.update({"attn_pdrop": 0.3, "eos_token_id": 0})
+    interpolate_captioners(one, other, 0.5)
+    other.model.config.decoder.n_head = 1
+    with pytest.raises(
+        ValueError, match=r"decoder\.n_head is 2 in the config of the start and 1 in that of the tuned"
+    ):
+        interpolate_captioners(one, other, 0.5)
+
+
+def test_what_is_no_captioner_and_no_share_is_refused() -> None:
+    with pytest.raises(TypeError, match="Got a VisionEncoderDecoderModel; give a captioner"):
+        interpolate_captioners(captioner(1).model, captioner(2), 0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="share is '0.5', but must be a number"):
+        interpolate_captioners(captioner(1), captioner(2), "0.5")  # type: ignore[arg-type]
+
+
+def test_it_can_be_trained_further(tmp_path: Path) -> None:
+    """From objects as from folders."""
+    start, tuned = captioner(1), captioner(2)
+    tuned.save_pretrained(tmp_path)
+    for given in (tuned, tmp_path):
+        made = interpolate_captioners(start, given, 0.5)
+        assert all(weight.requires_grad for weight in made.model.parameters())
+    assert not any(weight.grad is not None for weight in tuned.model.parameters())
+
+
 def test_what_has_nothing_in_between_is_refused() -> None:
     one, other = captioner(1), captioner(2)
     for number, each in enumerate((one, other)):

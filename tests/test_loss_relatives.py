@@ -169,7 +169,9 @@ def test_is_float32_under_autocast(loss: Callable[..., Tensor]) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_shapes_that_do_not_fit(loss: Callable[..., Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"takes positive of shape .* given \(3,\) and \(2, 5\)"):
+    one, others = ("own", "distractors") if loss is introspective_loss else ("positive", "negative")
+    name = loss.__name__
+    with pytest.raises(ValueError, match=rf"{name} takes {one} of shape .* given \(3,\) and \(2, 5\)"):
         loss(torch.zeros(3), torch.zeros(2, 5))
-    with pytest.raises(ValueError, match="there are none; give at least one"):
+    with pytest.raises(ValueError, match=rf"{name} needs at least 1 of {others}, K, but was given \(2, 0\)"):
         loss(torch.zeros(2), torch.zeros(2, 0))

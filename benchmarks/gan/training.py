@@ -62,8 +62,7 @@ def train_gan(captioner: Captioner, dataset: datasets.Dataset, settings: GanSett
         work = folder.with_name(f"_unfinished-{folder.name}")
         work.mkdir(parents=True, exist_ok=True)
         GanTraining(captioner, data, settings, work, made_with).run()
-        captioner.model.save_pretrained(work)
-        captioner.processor.save_pretrained(work)
+        captioner.save_pretrained(work)
         (work / RECORD).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # an empty one

@@ -75,7 +75,7 @@ def _learned(
 ) -> dict[str, float]:
     """Contrastive loss, margin and log-probabilities of right and wrong captions, on the same negatives for all."""
     args = ContrastiveCaptionConfig(
-        output_dir=str(place.captioner(unit) / "_scores"),
+        output_dir=str(place.captioner(unit)),
         num_negatives=NUM_NEGATIVES,
         max_caption_tokens=place.scale.max_caption_tokens,
         per_device_eval_batch_size=place.scale.eval_batch_size,

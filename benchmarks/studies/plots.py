@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from studies.plan import STUDIES, own_rows
-from studies.summary import Summary, summaries
+from studies.summary import Summary, shared_seeds, summaries
 
 PLOTTED = ("ablation", "ways", "replacement", "knobs", "hard", "trade-off")
 MARKERS = "oDsP^vX<>*hpd"
@@ -15,6 +15,9 @@ _GREY, _COLOURS = "#777777", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f
 
 def draw_plots(results: Path, folder: Path) -> list[Path]:
     """Draw R@1 against CIDEr-D for every study of several rows; needs matplotlib.
+
+    Seeds differ more than ways do, so a picture shows the seeds that all of its rows have, and says which; there
+    is no picture where they share none.
 
     Returns:
         The files.
@@ -26,8 +29,12 @@ def draw_plots(results: Path, folder: Path) -> list[Path]:
             names = dict.fromkeys(("reference", "control", *STUDIES[study]))
             there = [rows[name] for name in names if name in rows]
             if own_rows(study) & set(rows):
+                seeds = shared_seeds(there)
+                if not seeds:
+                    continue
                 files.append(folder / f"study_{data}_{study}.png")
-                draw_trade_off(there, files[-1], f"{data}: {study}")
+                title = f"{data}: {study}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+                draw_trade_off([row.among(seeds) for row in there], files[-1], title)
     return files
 
 

@@ -2,73 +2,117 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any, get_args
 
 import common
 import torch
+from datasets import Dataset
 
 from hf_contrastive_caption.fingerprints import model_digest
 from hf_contrastive_caption.loading import load_captioner
-from studies.files import Place, write_json
+from studies.files import Place, claimed, read_json, write_json
 from studies.measuring import measure
-from studies.plan import Unit
+from studies.plan import Split, Unit
 from studies.training import finished, load_data, train
 
 SCRIPT = Path(__file__).parents[1] / "study.py"
 
 
 def run_unit(unit: Unit, place: Place) -> None:
-    """Train, measure and store one unit in this process."""
+    """Train, measure and store one unit in this process; a result that is stored stands, whatever is made again.
+
+    Raises:
+        ValueError: If the data lacks a split, another process is at the unit, or its captioner was made with other
+            settings; if what it is made of is missing, or has other weights than those whose result is stored; or if
+            it was made again and came out with other weights. Nothing that is stored is changed.
+    """
     start = perf_counter()
     data = load_data(place)
-    trained = train(unit, place, data)
+    with claimed(place, unit):
+        _run_claimed(unit, place, data, start)
+
+
+def _run_claimed(unit: Unit, place: Place, data: Mapping[str, Dataset], start: float) -> None:
     made_of = {needed.row.name: _weights(needed, place) for needed in unit.needs()}
-    _check_same(unit, place, made_of)
+    for needed in unit.needs():
+        _check_same(needed, place, made_of[needed.row.name])
+    stored = place.load(unit)
+    if stored is not None:
+        _warn_of_other_machine(stored)
+    trained = train(unit, place, data)
+    weights = _weights(unit, place)
+    _check_same(unit, place, weights)
+    if stored is not None:
+        print(f"{unit.key} has the weights whose result is stored in {place.result(unit)}; delete it to measure again")
+        return
     measured = measure(unit, place, data)
     content = {
         "settings": unit.settings(place.scale),
+        "contents": place.contents,
         "machine": common.machine(),
         "versions": common.versions(),
         "training_seconds": trained["seconds"],
         "seconds": round(perf_counter() - start, 1),
         "logged": trained["logged"],
-        "weights": _weights(unit, place),
+        "weights": weights,
         "made_of": made_of,
         **measured,
     }
     write_json(place.result(unit), content)
 
 
-def _check_same(unit: Unit, place: Place, made_of: dict[str, str]) -> None:
-    """A reference that was made again on another machine may not be the one whose result is stored."""
-    for needed in unit.needs():
-        stored = place.load(needed)
-        if stored is not None and stored["weights"] != made_of[needed.row.name]:
+def _check_same(unit: Unit, place: Place, weights: str) -> None:
+    """Rows of a seed are comparable if they are made of the captioners whose results are stored, of either split."""
+    for split in get_args(Split):
+        measured = replace(unit, split=split)
+        stored = place.load(measured)
+        if stored is not None and stored["weights"] != weights:
             raise ValueError(
-                f"{place.captioner(needed)} has other weights than the reference whose result is stored, made on "
-                f"another machine perhaps. Delete the results of seed {unit.seed}, or bring its folder."
+                f"{place.captioner(unit)} has other weights than those whose result is stored in "
+                f"{place.result(measured)}: the same seed gives others on another processor (stored: "
+                f"{_processor(stored)}, here: {common.machine()['processor']}). Bring the folder of that captioner, "
+                f"or delete the results of seed {unit.seed} and run all of its rows here."
             )
 
 
+def _warn_of_other_machine(stored: dict[str, Any]) -> None:
+    here = common.machine()["processor"]
+    if _processor(stored) != here:
+        print(f"its result was made on {_processor(stored)}; made again on {here} it may come out with other weights")
+
+
+def _processor(stored: dict[str, Any]) -> str:
+    return str(stored["machine"]["processor"])
+
+
 def _weights(unit: Unit, place: Place) -> str:
-    """A hash of the captioner's weights: rows of one seed can be compared if they are made of the same reference."""
+    """A hash of the captioner's weights."""
+    if finished(place.captioner(unit)) is None:
+        raise ValueError(f"there is no finished captioner in {place.captioner(unit)}; run {unit.row.name} first")
     return model_digest(load_captioner(place.captioner(unit), device="cpu").model)
 
 
 def pending(units: Iterable[Unit], place: Place) -> list[Unit]:
-    """The units without a result, and those references that have one but whose weights are needed and gone."""
+    """The units without a result, and those that have one but whose weights are needed and gone.
+
+    Args:
+        units: Those that others need stand before them.
+        place: Where everything is.
+    """
     wanted = list(units)
-    without = {unit.key for unit in wanted if place.load(unit) is None}
-    needed = {needed.key for unit in wanted if unit.key in without for needed in unit.needs()}
-    gone = {unit.key for unit in wanted if unit.key in needed and finished(place.captioner(unit)) is None}
-    return [unit for unit in wanted if unit.key in without | gone]
+    to_run = {unit.key for unit in wanted if place.load(unit) is None}
+    for unit in reversed(wanted):
+        if unit.key in to_run:
+            to_run |= {needed.key for needed in unit.needs() if finished(place.captioner(needed)) is None}
+    return [unit for unit in wanted if unit.key in to_run]
 
 
 def cost(units: Sequence[Unit], place: Place) -> tuple[float, list[str]]:
@@ -79,10 +123,12 @@ def cost(units: Sequence[Unit], place: Place) -> tuple[float, list[str]]:
     """
     taken: dict[str, list[float]] = {}
     for file in sorted((place.results / place.data).glob("*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         row = found["settings"]
+        # Of a captioner that an earlier process made, the seconds are those of measuring alone.
+        seconds = found["seconds"] + (found["training_seconds"] if found["seconds"] < found["training_seconds"] else 0)
         for name in (row["name"], _kind(row["objective"], row["model"])):
-            taken.setdefault(name, []).append(found["seconds"])
+            taken.setdefault(name, []).append(seconds)
     total, unknown = 0.0, []
     for unit in units:
         seconds = taken.get(unit.row.name) or taken.get(_kind(unit.row.objective, unit.row.model))

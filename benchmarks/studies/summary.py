@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 from hf_contrastive_caption.evaluation.bootstrap import Bootstrap, Difference
 from hf_contrastive_caption.evaluation.measures import Measure
 from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks
-from studies.plan import ROWS, Row, Split, Unit, control_row, reference_row
+from studies.files import read_json
+from studies.plan import ROWS, Row, Split, Unit, control_row
 
 RECALLS = (1, 5, 10, 50)
 LABELS = {
@@ -65,6 +65,10 @@ class Summary:
         """The seeds that were run."""
         return tuple(sorted(self.results))
 
+    def among(self, seeds: Iterable[int]) -> Summary:
+        """The same row with those of the seeds that it has."""
+        return Summary(self.row, {seed: self.results[seed] for seed in self.seeds if seed in set(seeds)})
+
     def of_seed(self, name: str, seed: int) -> float:
         """A measure of one seed, on its natural scale."""
         found = self.results[seed]
@@ -97,7 +101,7 @@ class Summary:
 
     def minus(self, other: Summary, name: str) -> Difference | None:
         """The paired difference to another row on the seeds that both have."""
-        seeds = sorted(set(self.seeds) & set(other.seeds))
+        seeds = shared_seeds([self, other])
         if not seeds:
             return None
         ours, theirs = self.measure(name, seeds), other.measure(name, seeds)
@@ -129,12 +133,13 @@ def summaries(results: Path, data: str, split: Split = "test") -> dict[str, Summ
     """All rows of a data set that have a result, by name.
 
     Raises:
-        ValueError: If rows of one seed began with different references, or were measured on different images.
+        ValueError: If rows of one seed began with different references, or were measured on different images; or if a
+            result is damaged.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in ROWS.values():
         for file in (results / data).glob(f"{row.name}-seed*.json"):
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
             unit = Unit(data, row, content["settings"]["seed"], content["settings"]["split"])
             if file.stem == unit.key and unit.split == split:
                 found.setdefault(row.name, {})[unit.seed] = content
@@ -154,14 +159,14 @@ def _check_comparable(found: dict[str, dict[int, dict[str, Any]]]) -> None:
                     raise ValueError(f"{name}, seed {seed}, was made of another {needed} than the one that is stored")
 
 
+def shared_seeds(among: Iterable[Summary]) -> tuple[int, ...]:
+    """The seeds that all of the rows have."""
+    return tuple(sorted(set.intersection(*(set(summary.seeds) for summary in among))))
+
+
 def control_of(row: Row, among: dict[str, Summary]) -> Summary | None:
     """The control of a row's model."""
     return among.get(control_row(row.model).name)
-
-
-def reference_of(row: Row, among: dict[str, Summary]) -> Summary | None:
-    """The reference of a row's model."""
-    return among.get(reference_row(row.model).name)
 
 
 def shown(name: str, value: float, sign: str = "") -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_contrastive_caption.evaluation.measures import aligned_table
 from studies.plan import STUDIES, own_rows
-from studies.summary import LABELS, Summary, control_of, shown, summaries
+from studies.summary import LABELS, Summary, control_of, shared_seeds, shown, summaries
 
 TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
 DIFFERENCES = ("recall_at_1", "recall_at_10", "judged_recall_at_1", "judged_recall_at_10", "cider_d", "invented")
@@ -16,8 +16,12 @@ OTHERS = ("mean_length", "bleu_4", "rouge_l", "meteor", "ranked_first", "positiv
 _PLACE = re.compile(r"<!-- study: (?P<name>[^\n>]+?) -->\n.*?<!-- end of study -->", re.DOTALL)
 
 
-def render(results: Path) -> dict[str, str]:
+def render(results: Path, seed: int | None = None) -> dict[str, str]:
     """Every study that has results, by data set and name: three tables each.
+
+    Args:
+        results: Folder of the results.
+        seed: Show one seed alone.
 
     Raises:
         ValueError: If the results of a data set cannot be compared with each other.
@@ -26,9 +30,11 @@ def render(results: Path) -> dict[str, str]:
     for folder in sorted(path for path in results.glob("*") if path.is_dir()):
         for split in ("test", "validation"):
             rows = summaries(folder.parent, folder.name, split)
+            if seed is not None:
+                rows = {name: row.among([seed]) for name, row in rows.items() if seed in row.seeds}
             for study, names in STUDIES.items():
                 there = [rows[name] for name in names if name in rows]
-                if len(there) > 1 and own_rows(study) & set(rows):
+                if own_rows(study) & set(rows):
                     name = " ".join([folder.name, study, *([split] if split != "test" else [])])
                     found[name] = _tables(study, there, rows)
     return found
@@ -38,7 +44,7 @@ def write_into(page: Path, results: Path) -> None:
     """Put the tables between ``<!-- study: NAME -->`` and ``<!-- end of study -->`` of a page.
 
     Raises:
-        ValueError: If the page asks for a study that has no results.
+        ValueError: If the page asks for a study that has no results, or for none.
     """
     found = render(results)
 
@@ -48,7 +54,10 @@ def write_into(page: Path, results: Path) -> None:
             raise ValueError(f"{page} asks for the study {name!r}; there are results of {', '.join(found) or 'none'}")
         return f"<!-- study: {name} -->\n\n{found[name]}\n\n<!-- end of study -->"
 
-    page.write_text(_PLACE.sub(put, page.read_text(encoding="utf-8")), encoding="utf-8")
+    written, places = _PLACE.subn(put, page.read_text(encoding="utf-8"))
+    if not places:
+        raise ValueError(f"{page} has no place for a table: <!-- study: NAME --> and <!-- end of study --> around it")
+    page.write_text(written, encoding="utf-8")
 
 
 def _tables(study: str, there: Sequence[Summary], rows: dict[str, Summary]) -> str:
@@ -73,13 +82,13 @@ def _values(there: Sequence[Summary], names: Sequence[str], several: bool) -> st
             spread = summary.spread(name)
             text = shown(name, summary.mean(name))
             cells.append(text if spread is None or text == "-" else f"{text} ± {shown(name, spread)}")
-        table.append([_label(summary, several), str(len(summary.seeds)), *cells])
+        table.append([_label(summary, several), _seeds(summary.seeds), *cells])
     return aligned_table(table)
 
 
 def _differences(there: Sequence[Summary], rows: dict[str, Summary], several: bool) -> str:
-    """What is gained over the control of the same model, with intervals over images."""
-    table: list[Sequence[str]] = [["minus control", "R@1 ×", *(LABELS[name] for name in DIFFERENCES)]]
+    """What is gained over the control of the same model on the seeds of both, with intervals over images."""
+    table: list[Sequence[str]] = [["minus control", "seeds", "R@1 ×", *(LABELS[name] for name in DIFFERENCES)]]
     for summary in there:
         control = control_of(summary.row, rows)
         if control is None or summary.row.objective in ("mle", "reference"):
@@ -88,16 +97,20 @@ def _differences(there: Sequence[Summary], rows: dict[str, Summary], several: bo
         for name in DIFFERENCES:
             difference = summary.minus(control, name)
             cells.append("-" if difference is None else _interval(name, *difference[:3]))
-        table.append([_label(summary, several), _times(summary, control), *cells])
+        seeds = shared_seeds([summary, control])
+        table.append([_label(summary, several), _seeds(seeds), _times(summary, control, seeds), *cells])
     return aligned_table(table) if len(table) > 1 else ""
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds)) or "-"
 
 
 def _interval(name: str, value: float, low: float, high: float) -> str:
     return f"{shown(name, value, '+')} ({shown(name, low, '+')} to {shown(name, high, '+')})"
 
 
-def _times(summary: Summary, control: Summary) -> str:
-    seeds = set(summary.seeds) & set(control.seeds)
+def _times(summary: Summary, control: Summary, seeds: Sequence[int]) -> str:
     ours = sum(summary.of_seed("recall_at_1", seed) for seed in seeds)
     theirs = sum(control.of_seed("recall_at_1", seed) for seed in seeds)
     return f"{ours / theirs:.2f}" if theirs else "-"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from gan.settings import GanSettings
-from gan.training import train_gan
+from gan.training import read_log, train_gan
 from transformers import PreTrainedModel, PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -32,24 +31,33 @@ from hf_contrastive_caption.models import (
     small_recurrent_captioner,
     word_level_tokenizer,
 )
-from studies.files import Place, write_json
+from studies.files import Place, read_json, write_json
 from studies.plan import NUM_NEGATIVES, Scale, Unit, reference_row
 
 FINISHED = "finished.json"
+SPLITS = ("train", "validation", "test")
 SAVE_STEPS = 200
 
 
 def load_data(place: Place) -> Mapping[str, Dataset]:
-    """The splits: those of a folder, or drawn scenes, the same ones for every seed of a training."""
+    """The splits: those of a folder, or drawn scenes, the same ones for every seed of a training.
+
+    Raises:
+        ValueError: If there is no such folder, or a split is missing.
+    """
     if place.source is not None:
-        return load_splits(place.source)
+        splits = load_splits(place.source)
+        missing = [name for name in SPLITS if name not in splits]
+        if missing:
+            raise ValueError(f"{place.source} has no split called {' or '.join(missing)}, but {', '.join(splits)}")
+        return splits
     return scenes(*place.scale.scenes, image_size=place.scale.image_size, seed=0)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """What is known of a training that ended, ``None`` of one that did not."""
     file = folder / FINISHED
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return read_json(file) if file.exists() else None
 
 
 def train(unit: Unit, place: Place, data: Mapping[str, Dataset]) -> dict[str, Any]:
@@ -139,6 +147,7 @@ def _tuning_arguments(unit: Unit, scale: Scale, folder: Path) -> ContrastiveCapt
     settings = {"num_negatives": NUM_NEGATIVES, **unit.row.settings}
     rate = scale.rates[unit.row.model] * settings.pop("learning_rate_factor", 1.0)
     if "reference_refresh_share" in settings:
+        # A third of 400 steps is 133: the third replacement then stands before the last step, which changes nothing.
         settings["reference_refresh"] = max(1, round(scale.steps * settings.pop("reference_refresh_share")))
     return _arguments(
         unit,
@@ -183,9 +192,10 @@ def _train_gan(unit: Unit, place: Place, rows: Dataset, folder: Path) -> dict[st
         max_new_tokens=place.scale.max_caption_tokens,
         freeze_vision_encoder=False,  # as in all other rows
         seed=unit.seed,
+        precomputed_dir=str(place.output / unit.data / "_states"),
     )
     train_gan(captioner, rows, settings, folder)
-    last: dict[str, float] = json.loads((folder / "gan.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    *_, last = read_log(folder)
     return last
 
 

@@ -95,6 +95,14 @@ class AtomicCheckpoints(Trainer):
         self.prepare_start(folder)
         return super().train(folder, trial, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer looks whether it is at the end after a step and not before one, so a run that goes on from its last
+        # checkpoint, in the middle of an epoch, would train a step too many.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def checkpoint_to_resume(self, resume_from_checkpoint: Any) -> str | None:
         """The folder that a training goes on from; every process must call this.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Real
 from typing import Any, get_args
 
 import torch
@@ -210,7 +211,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             ValueError: For an argument that is out of its range or cannot work here.
         """
         self._check_refused()
-        self._check_own()
+        self._check_choices()
+        self._check_numbers()
         self._check_objective()
         self._check_negatives()
         self._check_reference()
@@ -256,7 +258,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             if name in defaults and value != defaults[name] and not (off and defaults[name] in _OFF):
                 raise ValueError(f"{name}={getattr(self, name)!r} cannot be used for contrastive captioning: {reason}")
 
-    def _check_own(self) -> None:
+    def _check_choices(self) -> None:
         choices = {
             "objective": ("contrastive", "introspective", "mle"),
             "loss_type": get_args(LossType),
@@ -273,6 +275,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}")
+
+    def _check_numbers(self) -> None:
         per_image = self.captions_per_image
         if isinstance(per_image, str) and per_image.isdecimal():
             self.captions_per_image = int(per_image)
@@ -294,6 +298,11 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
                 continue
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, but is {value!r}")
+        of_negatives = ("hard_negative_share", "hard_negative_threshold")
+        for name in ("noise_ratio", "beta", "mle_weight", *of_negatives, "reference_mixup"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ValueError(f"{name} must be a number, but is {value!r}")
         for name in ("noise_ratio", "beta"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(

@@ -50,7 +50,7 @@ def is_captioner(name: str | os.PathLike[str]) -> bool:
         OSError: If there is no such repository, or it may not be read.
     """
     name = os.fspath(name)
-    _check_name(name)
+    check_name(name)
     return _has_file(name, _ADAPTER, {}) or has_captioner(_config(name, {}))
 
 
@@ -99,7 +99,7 @@ def load_parts(
         **model_init_kwargs: See there.
     """
     name = os.fspath(name)
-    _check_name(name)
+    check_name(name)
     where = _where_from(model_init_kwargs)
     adapter = _has_file(name, _ADAPTER, where)
     source, base_kwargs = name, model_init_kwargs
@@ -146,7 +146,12 @@ def _base_of(name: str, where: dict[str, Any], given: dict[str, Any]) -> tuple[s
     return base, {**kwargs, **({} if config.revision is None else {"revision": config.revision})}
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a model.
+
+    Raises:
+        ValueError: If it is neither a folder nor a possible name of a repository.
+    """
     if os.path.isfile(name):
         raise ValueError(f"{name} is a file; give the folder in which a model was saved, or the name of a repository")
     if not os.path.isdir(name) and not is_repository(name):

@@ -111,9 +111,8 @@ def dpo_loss(
     Raises:
         ValueError: If the shapes do not fit or there is no negative.
     """
-    _check_shapes("dpo_loss", positive, negative, needs_negatives=True)
-    difference = beta * (_upcast(positive)[:, None] - _upcast(negative))  # (n_positives, num_negatives)
-    return _reduce(-F.logsigmoid(difference).mean(dim=1), weights, reduction)
+    _check_shapes("dpo_loss", positive, negative, at_least=1)
+    return _reduce(_preferred(positive, negative, beta), weights, reduction)
 
 
 def infonce_loss(
@@ -149,7 +148,7 @@ def infonce_loss(
     Raises:
         ValueError: If the shapes do not fit or there is no negative.
     """
-    _check_shapes("infonce_loss", positive, negative, needs_negatives=True)
+    _check_shapes("infonce_loss", positive, negative, at_least=1)
     scores = beta * torch.cat([_upcast(positive)[:, None], _upcast(negative)], dim=1)  # (n_positives, 1 + K)
     return _reduce(-F.log_softmax(scores, dim=1)[:, 0], weights, reduction)
 
@@ -188,7 +187,7 @@ def nca_loss(
     Raises:
         ValueError: If the shapes do not fit or there is no negative.
     """
-    _check_shapes("nca_loss", positive, negative, needs_negatives=True)
+    _check_shapes("nca_loss", positive, negative, at_least=1)
     chosen = beta * _upcast(positive)  # (n_positives,)
     noise = torch.cat([chosen[:, None], beta * _upcast(negative)], dim=1)  # (n_positives, 1 + K)
     return _reduce(-F.logsigmoid(chosen) - F.logsigmoid(-noise).mean(dim=1), weights, reduction)
@@ -233,7 +232,8 @@ def introspective_loss(
     Raises:
         ValueError: If the shapes do not fit or there is no distractor.
     """
-    return dpo_loss(own, distractors, beta, weights=weights, reduction=reduction)
+    _check_shapes("introspective_loss", own, distractors, ("own", "distractors"), at_least=1)
+    return _reduce(_preferred(own, distractors, beta), weights, reduction)
 
 
 def mle_loss(
@@ -271,14 +271,22 @@ def ranked_first(positive: Tensor, negative: Tensor) -> Tensor:
     return torch.where((negative <= best).all(dim=1), 1 / (1 + tied), 0.0)
 
 
-def _check_shapes(name: str, positive: Tensor, negative: Tensor, *, needs_negatives: bool = False) -> None:
-    if positive.dim() != 1 or negative.dim() != 2 or negative.shape[0] != positive.shape[0]:
+def _preferred(one: Tensor, others: Tensor, beta: float) -> Tensor:
+    """How far each of one is from standing above its others, the mean over these, (n_positives,)."""
+    difference = beta * (_upcast(one)[:, None] - _upcast(others))  # (n_positives, K)
+    return -F.logsigmoid(difference).mean(dim=1)
+
+
+def _check_shapes(
+    name: str, one: Tensor, others: Tensor, names: tuple[str, str] = ("positive", "negative"), *, at_least: int = 0
+) -> None:
+    if one.dim() != 1 or others.dim() != 2 or others.shape[0] != one.shape[0]:
         raise ValueError(
-            f"{name} takes positive of shape (n_positives,) and negative of shape (n_positives, num_negatives), but "
-            f"was given {tuple(positive.shape)} and {tuple(negative.shape)}"
+            f"{name} takes {names[0]} of shape (n_positives,) and {names[1]} of shape (n_positives, K), but was given "
+            f"{tuple(one.shape)} and {tuple(others.shape)}"
         )
-    if needs_negatives and negative.shape[1] == 0:
-        raise ValueError(f"{name} compares a positive with its negatives, and there are none; give at least one")
+    if others.shape[1] < at_least:
+        raise ValueError(f"{name} needs at least {at_least} of {names[1]}, K, but was given {tuple(others.shape)}")
 
 
 def _at_least_float32(values: Tensor) -> torch.dtype:

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from hf_contrastive_caption.captioners import caption_batch
+from hf_contrastive_caption.captioners import caption_batch, captioner_for
+from hf_contrastive_caption.data.scenes import scenes
+from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -40,6 +43,39 @@ def test_switches_act_on_all_blocks_and_change_no_loss(monkeypatch: pytest.Monke
     assert len(calls) == 2 * 2  # every layer twice
     shorter = script.shorter(plain)
     assert [len(ids) for ids in shorter.captions] == [len(ids) - 1 for ids in plain.captions]
+
+
+def test_log_ratios_by_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    script = importlib.import_module("log_ratio_by_length")
+    found = script.by_length(np.array([-1.0, 0.5, -2.0, 4.0]), np.array([3, 3, 4, 40]))
+    assert found == {
+        "1 to 3": (2, -0.25, 0.5),
+        "4 to 7": (1, -2.0, 1.0),
+        "12 and more": (1, 4.0, 0.0),
+        "all": (4, 0.375, 0.5),
+    }
+    assert script.lengths_by_sign(np.array([-1.0, 0.5, -2.0]), np.array([3, 3, 4])) == {"below": 3.5, "above": 3.0}
+
+
+def test_log_ratios_of_two_captioners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against one forward for each caption."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    rows = scenes(1, 4, 1, image_size=32)["validation"]
+    script = importlib.import_module("log_ratio_by_length")
+    texts = [text for row in rows for text in row["captions"]]
+    tokenizer, image_processor = word_level_tokenizer(texts), small_image_processor(32)
+    target, reference = (
+        captioner_for(small_captioner(tokenizer, 32, seed=seed), (tokenizer, image_processor)) for seed in (0, 1)
+    )
+    ratios, words = script.log_ratios(target, reference, rows)
+    assert words.tolist() == [len(text.split()) for text in texts]
+    for number, (image, text) in enumerate((row["image"], text) for row in rows for text in row["captions"]):
+        pixels = target.processor.process_images([image])
+        batch = caption_batch(target.processor.tokenize([text]).input_ids, [0])
+        with torch.no_grad():
+            ours, theirs = (one.log_probs(one.model, pixels, batch).item() for one in (target, reference))
+        assert ratios[number] == pytest.approx(ours - theirs, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -7,9 +7,12 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+from tests import tiny
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 IMAGES = 6
@@ -40,7 +43,9 @@ def fake_result(unit, place, better=None, weights="first"):
     ranks = {"better": better, "equal": {"1": 1}}
     return {
         "settings": json.loads(json.dumps(unit.settings(place.scale))),
+        "machine": {"processor": "a small one"},
         "seconds": 2.0,
+        "training_seconds": 1.5,
         "weights": weights,
         "made_of": {needed.row.name: weights for needed in unit.needs()},
         "images": IMAGES,
@@ -164,13 +169,59 @@ class TestRunning:
         wanted = plan.units("scenes", ["main"], [0])
         assert [unit.key for unit in running.pending(wanted, place)] == ["reference-seed0", "contrastive-seed0"]
 
-    def test_a_reference_of_another_machine_is_refused(self, place):
+    @pytest.fixture
+    def made(self, monkeypatch):
+        """Stands in for training and measuring: captioners are folders with a word for their weights."""
+        running = room("running")
+        trained = []
+
+        def train(unit, at, data):
+            trained.append(unit.key)
+            folder = at.captioner(unit)
+            folder.mkdir(parents=True, exist_ok=True)
+            room("files").write_json(folder / room("training").FINISHED, {"seconds": 1.0, "logged": {}})
+            return {"seconds": 1.0, "logged": {}}
+
+        monkeypatch.setattr(running, "train", train)
+        monkeypatch.setattr(running, "load_data", lambda at: None)
+        monkeypatch.setattr(running, "load_captioner", lambda folder, device: SimpleNamespace(model=folder))
+        monkeypatch.setattr(running, "model_digest", lambda folder: "second")
+        monkeypatch.setattr(running, "measure", lambda unit, at, data: {"measured": unit.key})
+        return trained
+
+    def test_a_row_of_another_reference_is_refused_before_it_is_trained(self, place, made):
         plan, running = room("plan"), room("running")
         store(place, "reference", seeds=[0], weights="first")
         unit = plan.Unit("scenes", plan.ROWS["dpo"], 0)
-        running._check_same(unit, place, {"reference": "first"})
-        with pytest.raises(ValueError, match="other weights than the reference whose result is stored"):
-            running._check_same(unit, place, {"reference": "second"})
+        with pytest.raises(ValueError, match="no finished captioner in .*reference-seed0; run reference first"):
+            running.run_unit(unit, place)
+        room("files").write_json(place.captioner(unit.needs()[0]) / "finished.json", {})
+        with pytest.raises(ValueError, match=r"other weights .*\(stored: a small one.*delete the results of"):
+            running.run_unit(unit, place)
+        assert made == [] and not place.result(unit).exists()
+
+    def test_a_reference_that_is_made_again_changes_nothing_stored(self, place, made, capsys):
+        plan, running = room("plan"), room("running")
+        unit = plan.Unit("scenes", plan.ROWS["reference"], 0)
+        for weights in ("first", "second"):
+            store(place, "reference", seeds=[0], weights=weights)
+            stored = place.result(unit).read_bytes()
+            if weights == "first":
+                with pytest.raises(ValueError, match="other weights than those whose result is stored"):
+                    running.run_unit(unit, place)
+            else:
+                running.run_unit(unit, place)
+                assert "has the weights whose result is stored" in capsys.readouterr().out
+            assert place.result(unit).read_bytes() == stored
+        assert made == ["reference-seed0"] * 2
+
+    def test_what_a_row_was_made_of_is_stored(self, place, made):
+        plan, running = room("plan"), room("running")
+        for name in ("reference", "dpo", "dpo-part-0.5"):
+            running.run_unit(plan.Unit("scenes", plan.ROWS[name], 0), place)
+        found = json.loads(place.result(plan.Unit("scenes", plan.ROWS["dpo-part-0.5"], 0)).read_text())
+        assert found["made_of"] == {"reference": "second", "dpo": "second"}
+        assert found["weights"] == "second" and found["measured"] == "dpo-part-0.5-seed0"
 
     def test_results_of_other_settings_are_refused(self, place):
         plan = room("plan")
@@ -182,9 +233,91 @@ class TestRunning:
         with pytest.raises(ValueError, match="was made with .*77.*Delete it"):
             place.load(unit)
 
+    def test_what_those_that_are_gone_were_made_of_is_made_again_too(self, place):
+        plan, running = room("plan"), room("running")
+        store(place, "reference-show-and-tell", "control-show-and-tell", seeds=[0])
+        wanted = plan.units("scenes", ["contrastive-show-and-tell", "control-show-and-tell"], [0])
+        needed = ["reference-adaptive-attention-seed0", "reference-show-and-tell-seed0"]
+        assert [unit.key for unit in running.pending(wanted, place)] == [*needed, "contrastive-show-and-tell-seed0"]
+        room("files").write_json(place.captioner(wanted[1]) / "finished.json", {})
+        assert [unit.key for unit in running.pending(wanted, place)] == ["contrastive-show-and-tell-seed0"]
+
+    def test_both_splits_are_of_the_same_captioner(self, place, made):
+        plan, running = room("plan"), room("running")
+        reference = plan.Unit("scenes", plan.ROWS["reference"], 0, "validation")
+        running.run_unit(reference, place)
+        store(place, "reference", seeds=[0], weights="first")
+        with pytest.raises(ValueError, match="other weights than .*reference-seed0.json"):
+            running.run_unit(plan.Unit("scenes", plan.ROWS["dpo"], 0, "validation"), place)
+        place.result(reference).unlink()
+        with pytest.raises(ValueError, match="other weights than .*reference-seed0.json"):
+            running.run_unit(reference, place)
+        assert made == ["reference-seed0-validation"] * 2
+
+    def test_a_captioner_of_other_settings_or_data_is_not_used(self, place, made, tmp_path):
+        plan, running, files = room("plan"), room("running"), room("files")
+        unit = plan.Unit("scenes", plan.ROWS["reference"], 0)
+        running.run_unit(unit, place)
+        place.result(unit).unlink()
+        larger = files.Place("scenes", None, plan.SCALES["scenes"], place.results, place.output)
+        with pytest.raises(ValueError, match="reference-seed0 was made with other settings or of other data"):
+            running.run_unit(unit, larger)
+        running.run_unit(unit, place)  # nothing has changed
+        place.claim(unit).unlink()
+        with pytest.raises(ValueError, match="or nothing says what it was made of"):
+            running.run_unit(unit, place)
+        source = tmp_path / "photographs"
+        source.mkdir()
+        (source / "train.parquet").write_bytes(b"one")
+        first = files.Place("photographs", source, place.scale, place.results, place.output)
+        unit = plan.Unit("photographs", plan.ROWS["reference"], 0)
+        running.run_unit(unit, first)
+        (tmp_path / "other" / "photographs").mkdir(parents=True)
+        (tmp_path / "other" / "photographs" / "train.parquet").write_bytes(b"two")
+        second = files.Place(
+            "photographs", tmp_path / "other" / "photographs", place.scale, place.results, place.output
+        )
+        with pytest.raises(ValueError, match="was made of other data than .*other/photographs"):
+            second.load(unit)
+        first.result(unit).unlink()
+        with pytest.raises(ValueError, match="made with other settings or of other data"):
+            running.run_unit(unit, second)
+        assert len(made) == 3
+
+    def test_two_processes_do_not_make_one_captioner(self, place, made):
+        plan, running = room("plan"), room("running")
+        unit, other = (plan.Unit("scenes", plan.ROWS[name], 0) for name in ("reference", "control"))
+        with (
+            room("files").claimed(place, unit),
+            room("files").claimed(place, other),
+            pytest.raises(ValueError, match="another process is at .*reference-seed0"),
+        ):
+            running.run_unit(unit, place)
+        running.run_unit(unit, place)
+        assert made == ["reference-seed0"]
+
+    def test_damaged_files_are_named_and_unfinished_ones_are_none(self, place):
+        plan, running = room("plan"), room("running")
+        store(place, "main", seeds=[0])
+        wanted = plan.units("scenes", ["main"], [0])
+        unfinished = place.result(wanted[0]).with_name(f"{wanted[0].key}.json.unfinished")
+        unfinished.write_text('{"settings"')
+        assert running.cost(wanted, place)[0] == 6.0 and len(room("summary").summaries(place.results, "scenes")) == 3
+        place.result(wanted[0]).write_text('{"settings"')
+        for work in (
+            lambda: running.pending(wanted, place),
+            lambda: running.cost(wanted, place),
+            lambda: room("tables").render(place.results),
+        ):
+            with pytest.raises(ValueError, match=r"reference-seed0\.json is damaged: .* Delete it"):
+                work()
+
     def test_cost_by_what_was_run(self, place):
         plan, running = room("plan"), room("running")
         store(place, "reference", "contrastive", seeds=[0])
+        unit = plan.Unit("scenes", plan.ROWS["contrastive"], 0, "validation")
+        stored = {**fake_result(unit, place), "seconds": 0.5}  # measured only: its captioner was there
+        room("files").write_json(place.result(unit), stored)
         wanted = plan.units("scenes", ["reference", "contrastive", "beta-3", "dpo", "introspective"], [1, 2])
         seconds, unknown = running.cost(wanted, place)
         # beta-3 and dpo are contrastive as well; nothing is known of the introspective objective
@@ -215,6 +348,20 @@ class TestTables:
         text = room("tables").render(place.results)["scenes main"]
         assert f"{100 * 3.5 / 12:.1f} ± {100 * 0.25 / 2**0.5:.1f}" in text
 
+    def test_rows_of_different_seeds_say_which(self, place):
+        store(place, "main", seeds=[0])
+        store(place, "dpo", seeds=[2])
+        store(place, "dpo", seeds=[1], better=[0, 0, 0, 0, 3, 4])
+        store(place, "main", seeds=[1], better=[0, 0, 1, 2, 3, 4])
+        rows = room("summary").summaries(place.results, "scenes")
+        dpo, control = rows["dpo"], rows["control"]
+        assert room("summary").shared_seeds([dpo, control]) == (1,)
+        assert dpo.among([0, 1]).mean("recall_at_1") == dpo.of_seed("recall_at_1", 1) != dpo.mean("recall_at_1")
+        lines = [line for line in room("tables").render(place.results)["scenes ways"].splitlines() if "DPO" in line]
+        cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+        # Image 1 is tied with one other: 3.5 images of 6 against 1.5.
+        assert [row[2] for row in cells] == ["1, 2", "1", "1, 2"] and cells[1][3] == "2.33"
+
     def test_rows_of_other_references_or_images_cannot_be_compared(self, place):
         plan = room("plan")
         store(place, "main", seeds=[0])
@@ -240,6 +387,9 @@ class TestTables:
         page.write_text(once.replace("scenes main", "scenes ways"), encoding="utf-8")
         with pytest.raises(ValueError, match="'scenes ways'; there are results of scenes main"):
             tables.write_into(page, place.results)
+        page.write_text("no place\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="page.md has no place for a table"):
+            tables.write_into(page, place.results)
 
     def test_the_documentation_holds_what_is_stored(self, tmp_path):
         stored = (BENCHMARKS.parent / "docs" / "results.md").read_bytes()
@@ -254,12 +404,58 @@ class TestTables:
             room("files").write_json(place.result(unit), fake_result(unit, place))
         assert list(room("tables").render(place.results)) == ["scenes main validation"]
 
+    def test_one_seed_alone(self, place):
+        plan, tables = room("plan"), room("tables")
+        store(place, "main")
+        store(place, "dpo", seeds=[1])
+        for unit in plan.units("scenes", ["dpo"], [0], "validation"):
+            room("files").write_json(place.result(unit), fake_result(unit, place))
+        names = ["scenes main", "scenes main validation", "scenes ways validation"]
+        assert list(tables.render(place.results, seed=0)) == names
+        assert list(tables.render(place.results, seed=1)) == ["scenes main", "scenes ways"]
+        dpo = room("summary").summaries(place.results, "scenes")["dpo"]
+        line = next(line for line in tables.render(place.results, seed=1)["scenes ways"].splitlines() if "DPO" in line)
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[2] == "1" and cells[3] == f"{100 * dpo.of_seed('recall_at_1', 1):.1f}" and "±" not in line
+
     def test_plots_are_drawn(self, place, tmp_path):
         pytest.importorskip("matplotlib")
         store(place, "ablation", "ways")
         files = room("plots").draw_plots(place.results, tmp_path / "pictures")
         assert [file.name for file in files] == ["study_scenes_ablation.png", "study_scenes_ways.png"]
         assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files)
+
+
+class TestCommand:
+    @pytest.mark.parametrize("option", ["--jobs", "--seeds"])
+    def test_numbers_begin_at_one(self, scripts, option, capsys):
+        with pytest.raises(SystemExit):
+            scripts.main(["run", option, "0"])
+        assert "'0' is no number of at least 1" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("action", ["table", "plots"])
+    def test_a_folder_without_results_is_told(self, scripts, action, tmp_path):
+        with pytest.raises(SystemExit, match="nowhere has no results; study.py run makes them"):
+            scripts.main([action, "--results", str(tmp_path / "nowhere")])
+
+    def test_data_that_is_not_there_is_told_before_anything_runs(self, scripts, tmp_path):
+        folders = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "runs")]
+        with pytest.raises(SystemExit, match="photographs does not exist"):
+            scripts.main(["run", "--data", str(tmp_path / "photographs"), *folders])
+        (tmp_path / "photographs").mkdir()
+        tiny.caption_dataset(4).to_parquet(tmp_path / "photographs" / "train.parquet")
+        with pytest.raises(SystemExit, match="photographs has no split called validation or test, but train"):
+            scripts.main(["run", "--data", str(tmp_path / "photographs"), *folders])
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_stop_by_hand_says_how_to_go_on(self, scripts, monkeypatch, tmp_path):
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(scripts, "run_units", stop)
+        folders = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "runs")]
+        with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+            scripts.main(["run", "--scale", "tiny", *folders])
 
 
 @pytest.mark.slow

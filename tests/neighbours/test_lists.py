@@ -146,7 +146,8 @@ def test_words_that_images_share_make_them_near() -> None:
     images = ImageSet.of(data_of(Dataset.from_dict(columns, features=features), num_negatives=1))
     rare, common = np.log(3), np.log(3 / 2)  # and ln 1 = 0 for "a"
     first, second = np.hypot(2 * rare, common), np.hypot(rare, common)
-    expected = np.asarray([[1, common**2 / (first * second), 0], [common**2 / (first * second), 1, 0], [0, 0, 1]])
+    cosine, none = common**2 / (first * second), -np.inf
+    expected = np.asarray([[1, cosine, none], [cosine, 1, none], [none, none, 1]])
     np.testing.assert_allclose(word_features(images.words).similarities(0, 3).numpy(), expected, atol=1e-6)
 
 

@@ -69,8 +69,15 @@ def test_sparse_vectors_are_like_dense_ones() -> None:
     sparse = SparseFeatures(image, column, table[image, column], table.shape)
     dense = torch.from_numpy(table).float()
     assert not sparse.usable[4]
-    torch.testing.assert_close(sparse.similarities(3, 9), DenseFeatures(dense).similarities(3, 9), atol=1e-6, rtol=0)
-    assert found(sparse, 8, 11) == naive(torch.from_numpy(table), sparse.usable, 8)
+    similarities = DenseFeatures(dense).similarities(3, 9)
+    expected = similarities.masked_fill(similarities == 0, -torch.inf)
+    torch.testing.assert_close(sparse.similarities(3, 9), expected, atol=1e-6, rtol=0)
+    # Images without a word in common are no neighbours, however few have one.
+    overlap = (table > 0).astype(int) @ (table > 0).T
+    everything = naive(torch.from_numpy(table), sparse.usable, 49)
+    wanted = [[other for other in row if overlap[image, other]] for image, row in enumerate(everything)]
+    assert found(sparse, 8, 11) == [row[:8] for row in wanted]
+    assert found(sparse, 49, 11) == wanted and min(map(len, wanted[:4])) < 49
 
 
 def test_an_index_that_searches_all_its_lists_finds_the_nearest() -> None:

@@ -189,7 +189,7 @@ def test_what_is_logged(tmp_path: Path, drawn_scenes: Dataset, caplog: pytest.Lo
     assert 0 < refused < 1
     message = next(line for line in caplog.messages if line.startswith("hard negatives"))
     assert f"{100 * refused:.1f}% of the captions" in message
-    assert "0 images have fewer than num_negatives=3" in message and "states of the reference" in message
+    assert "0 images have fewer than the 3 that" in message and "states of the reference" in message
 
 
 def test_images_with_short_lists_get_shuffled_ones_for_the_rest(
@@ -200,7 +200,7 @@ def test_images_with_short_lists_get_shuffled_ones_for_the_rest(
     run = trainer(tmp_path, data=tiny.caption_dataset(3, captions_per_image=1), options=given)
     with caplog.at_level(logging.INFO):
         run.train()
-    assert "3 images have fewer than num_negatives=5" in caplog.text
+    assert "3 images have fewer than the 5 that a caption may ask for" in caplog.text
     drawn, _ = drawing(run).draw(np.arange(3), 0)
     for row in range(3):
         assert set(drawn[row, 1:3].tolist()) == {0, 1, 2} - {row} and row not in drawn[row, 1:]
@@ -300,6 +300,8 @@ def test_streams_and_wrong_encoders_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, hard_negative_encoder=encoder)
     with pytest.raises(ValueError, match=r"given twice, as an object and by name \('clip'\)"):
         trainer(tmp_path, options={**given, "hard_negative_encoder": "clip"}, hard_negative_encoder=encoder)
+    with pytest.raises(ValueError, match="/nowhere is neither a folder nor the name of a repository"):
+        trainer(tmp_path, options={**given, "hard_negative_encoder": "/nowhere"})
 
 
 def test_only_data_sets_for_training_have_hard_negatives(tmp_path: Path) -> None:

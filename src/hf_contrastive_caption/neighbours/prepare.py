@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 
 import numpy as np
@@ -37,6 +38,7 @@ IMAGES_PER_SHARD = 4096
 
 _SEARCHED_AT_ONCE = 1024
 _FORMAT = 1
+_WORDS_FORMAT = 2  # 1 had images without a word in common
 
 
 class NeighbourNegatives:
@@ -90,21 +92,22 @@ class NeighbourNegatives:
                 have been replaced or released since they were made.
             num_epochs: Epochs of the training.
         """
-        args = self._args
-        share = HardShare(
-            1.0 if args.negatives == "nearest" else args.hard_negative_share,
-            args.hard_negative_schedule,  # type: ignore[arg-type]  # checked by the config
-            num_epochs,
-        )
+        schedule = self._args.hard_negative_schedule
+        share = HardShare(self._share, schedule, num_epochs)  # type: ignore[arg-type]  # checked by the config
         has = data.hard_negatives
         return data.with_hard_negatives(self._lists(data) if has is None else has.lists, share)
+
+    @property
+    def _share(self) -> float:
+        """The highest share of hard negatives in the training."""
+        return 1.0 if self._args.negatives == "nearest" else self._args.hard_negative_share
 
     def _lists(self, data: ContrastiveCaptionDataset) -> StoredLists:
         images = ImageSet.of(data)
         args, n_images = self._args, len(images)
         chosen = digest([n_images], images.image_of_row.tobytes())
         bounds = np.append(np.arange(0, n_images, IMAGES_PER_SHARD), n_images)
-        nearness = {"words": _FORMAT} if self._source is None else self._source_depends_on(self._source)
+        nearness = {"words": _WORDS_FORMAT} if self._source is None else self._source_depends_on(self._source)
         folder, key = folder_for(
             "neighbours",
             {
@@ -180,17 +183,19 @@ class NeighbourNegatives:
 
     def _say(self, lists: StoredLists) -> None:
         described = "the words of captions" if self._source is None else self._source.description
-        few = int((lists.lengths < self._args.num_negatives).sum())
+        wanted = math.ceil(self._share * self._args.num_negatives)
+        few = int((lists.lengths < wanted).sum())
         logger.info(
             "hard negatives are captions of images that are near by %s: on the average %.0f for each of %d images. "
             "%.1f%% of the captions of the nearest were refused because they say what the image's own say. %d images "
-            "have fewer than num_negatives=%d, and get shuffled ones for the rest. Evaluations have shuffled ones",
+            "have fewer than the %d that a caption may ask for, and get shuffled ones for the rest. Evaluations have "
+            "shuffled ones",
             described,
             lists.lengths.mean(),
             len(lists.lengths),
             100 * lists.refused,
             few,
-            self._args.num_negatives,
+            wanted,
         )
 
 

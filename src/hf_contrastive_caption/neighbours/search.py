@@ -33,7 +33,10 @@ class Features(Protocol):
         ...
 
     def similarities(self, start: int, stop: int) -> Tensor:
-        """Cosine similarities of some neighbouring images with all images, float32, (stop - start, n_images)."""
+        """Cosine similarities of some neighbouring images with all images, float32, (stop - start, n_images).
+
+        -inf where two images have nothing in common, so that they are no neighbours.
+        """
         ...
 
 
@@ -98,7 +101,8 @@ class SparseFeatures:
         entries = slice(self._start[start], self._start[stop])
         block = np.zeros((self._shape[1], stop - start), np.float32)
         block[self._column[entries], self._image[entries] - start] = self._value[entries]
-        return (self._all @ torch.from_numpy(block)).T.contiguous()
+        found = (self._all @ torch.from_numpy(block)).T.contiguous()
+        return found.masked_fill_(found <= 0, -torch.inf)
 
 
 def nearest(features: Features, start: int, stop: int, k: int, block_bytes: int = BLOCK_BYTES) -> NDArray[np.int64]:

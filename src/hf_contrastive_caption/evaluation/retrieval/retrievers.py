@@ -15,6 +15,7 @@ from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES, PairScorer
 from hf_contrastive_caption.fingerprints import json_digest, model_digest
+from hf_contrastive_caption.loading import check_name
 from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,13 @@ class DualEncoderRetriever:
 
     @classmethod
     def from_pretrained(cls, name: str) -> DualEncoderRetriever:
-        """A dual encoder and its processor by name or folder."""
+        """A dual encoder and its processor by name or folder.
+
+        Raises:
+            ValueError: If it is neither a folder nor a possible name of a repository.
+            OSError: If there is no such repository, or nothing that can be loaded in it.
+        """
+        check_name(name)
         return cls(AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name))
 
     @property
