@@ -16,8 +16,9 @@ among all of them, caption metrics, diversity, invented words, log-probabilities
 writes one JSON file to ``benchmarks/results/study``; its captioner stays in ``--output``. A unit that is finished is
 never run again, one that was stopped goes on at its last checkpoint. All rows of a seed begin with the same reference,
 and train as many steps on as many images as the control; as the same seed gives other weights on another processor,
-all rows of a seed belong to one machine, and others are refused. ``--jobs 2`` runs two units at once, each on half of
-the cores, or on a GPU of its own where there are several.
+all rows of a seed belong to one machine, and others are refused; another machine takes seeds of its own, such as those
+``--from-seed 3``. ``--jobs 2`` runs two units at once, each on half of the cores, or on a GPU of its own where there
+are several.
 
 While something is being chosen, ``--split validation`` captions the validation images, whose results are kept apart.
 """
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     place = place_of(options)
     only = options.only or (STUDIES if options.data is None else ON_PHOTOGRAPHS)
-    wanted = units(place.data, list(only), range(options.seeds), options.split)
+    seeds = range(options.from_seed, options.from_seed + options.seeds)
+    wanted = units(place.data, list(only), seeds, options.split)
     if place.source is not None:
         load_data(place)  # what is wrong with it is said before hours of work
     left = pending(wanted, place)
@@ -111,6 +113,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 0")
+    return int(text)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(required=True, metavar="run|table|plots|unit")
@@ -124,12 +132,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
     running = action("run", run, "run what is not finished")
     running.add_argument("--only", nargs="+", metavar="STUDY_OR_ROW", help=f"of {', '.join(STUDIES)}, or rows of them")
-    running.add_argument("--seeds", type=_count, default=3, help="how many seeds, 0 first (default: %(default)s)")
+    running.add_argument("--seeds", type=_count, default=3, help="how many seeds (default: %(default)s)")
+    running.add_argument("--from-seed", type=_seed, default=0, help="the first of them (default: %(default)s)")
     running.add_argument("--jobs", type=_count, default=1, help="units at once (default: %(default)s)")
     running.add_argument("--list", action="store_true", help="say what would be run and at what cost")
     single = action("unit", one, "run one unit in this process")
     single.add_argument("row", choices=ROWS)
-    single.add_argument("--seed", type=int, default=0)
+    single.add_argument("--seed", type=_seed, default=0)
     for which in (running, single):
         which.add_argument("--data", type=Path, help="folder with the splits of a data set; drawn scenes if not given")
         which.add_argument("--output", type=Path, default=Path("runs/study"), help="captioners (default: %(default)s)")
@@ -138,7 +147,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     tables = action("table", table, "print the tables of what is stored")
     which_tables = tables.add_mutually_exclusive_group()
     which_tables.add_argument("--write", type=Path, metavar="FILE", help="put them into the marked places of a page")
-    which_tables.add_argument("--seed", type=int, help="of one seed alone")
+    which_tables.add_argument("--seed", type=_seed, help="of one seed alone")
     drawing = action("plots", plots, "draw what is stored")
     drawing.add_argument("--folder", type=Path, default=Path("docs/pictures"), help="default: %(default)s")
     return parser.parse_args(arguments)

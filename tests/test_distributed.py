@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionT
 from hf_contrastive_caption.neighbours import prepare
 from hf_contrastive_caption.precomputed import reference_scores, vision_states
 from tests import tiny
+from tests.processes import torchrun
 
 STEPS = 4
 
@@ -138,11 +138,8 @@ def count_calls(model: Any) -> dict[str, int]:
 
 def launch(folder: Path, processes: int, batch_size: int, accumulation: int, *flags: str) -> list[dict[str, Any]]:
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "tests.test_distributed", str(folder), str(batch_size), str(accumulation), *flags]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-4000:]
+    words = (folder, batch_size, accumulation, *flags)
+    torchrun("tests.test_distributed", *words, processes=processes, timeout=400)
     seen = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
     assert [one["world"] for one in seen] == [processes] * processes
     return seen

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from hf_contrastive_caption.captioners import captioner_for
 from hf_contrastive_caption.fingerprints import weights_digest
 from hf_contrastive_caption.sharding import adapt_fsdp_plugin, full_tensor, is_sharded, resharded, whole_copy
 from tests import tiny
+from tests.processes import torchrun
 
 STEPS = 4
 EVEN = 66
@@ -138,10 +138,7 @@ def prepare(decoder: str, mixed_precision: str) -> dict[str, Any]:
 
 def launch(folder: Path, processes: int, *words: str) -> list[dict[str, Any]]:
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "tests.test_fsdp", str(folder), *words]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("tests.test_fsdp", folder, *words, processes=processes)
     seen = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
     assert [one["world"] for one in seen] == [processes] * processes
     return seen

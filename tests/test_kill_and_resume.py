@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 from hf_contrastive_caption import ContrastiveCaptionTrainer
 from hf_contrastive_caption.reference.versions import VERSIONS
 from tests import tiny
+from tests.processes import try_torchrun
 from tests.training import arguments
 
 STEPS = 10
@@ -265,13 +266,12 @@ def test_a_killed_training_of_any_kind_goes_on_bit_for_bit(tmp_path: Path, name:
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # five starts of two processes
 def test_two_processes_that_are_killed_go_on_bit_for_bit(tmp_path: Path) -> None:
-    name, root = "plain", Path(__file__).parents[1]
+    name = "plain"
     for kind, stages in (("whole", [None]), ("killed", STAGES)):
         (tmp_path / kind).mkdir()
         for stage, kill in enumerate(stages):
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-            command += ["tests.test_kill_and_resume", str(tmp_path / kind), name, str(stage), str(len(stages))]
-            done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
+            words = (tmp_path / kind, name, stage, len(stages))
+            done = try_torchrun("tests.test_kill_and_resume", *words, timeout=100)
             assert (done.returncode == 0) == (kill is None), done.stderr[-4000:]
     for rank in range(2):
         check(tmp_path, rank)

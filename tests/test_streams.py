@@ -120,6 +120,16 @@ def test_a_worker_changes_no_loss(tmp_path: Path) -> None:
         assert losses(tmp_path / str(number), stream, max_steps=7, dataloader_num_workers=1, **options) == alone
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_worker_that_is_not_forked_changes_no_loss(tmp_path: Path, streaming: bool) -> None:
+    rows = tiny.caption_dataset(12, 2)
+    data, options = (rows.to_iterable_dataset(num_shards=2), {}) if streaming else (rows, {"reservoir_size": None})
+    alone = losses(tmp_path / "a", data, **options)
+    spawned = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn", **options}
+    assert losses(tmp_path / "b", data, **spawned) == alone
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resume_beyond_the_first_pass_goes_on_as_if_nothing_was(tmp_path: Path, workers: int) -> None:
     """Eleven rows in batches of four: batches and windows of accumulation lie across the ends of passes."""

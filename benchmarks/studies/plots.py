@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from studies.plan import STUDIES, own_rows
-from studies.summary import Summary, shared_seeds, summaries
+from studies.plan import STUDIES
+from studies.summary import Summary, seeds_of_study, shared_seeds, summaries
 
 PLOTTED = ("ablation", "ways", "replacement", "knobs", "hard", "trade-off")
 MARKERS = "oDsP^vX<>*hpd"
@@ -28,10 +28,7 @@ def draw_plots(results: Path, folder: Path) -> list[Path]:
         for study in PLOTTED:
             names = dict.fromkeys(("reference", "control", *STUDIES[study]))
             there = [rows[name] for name in names if name in rows]
-            if own_rows(study) & set(rows):
-                seeds = shared_seeds(there)
-                if not seeds:
-                    continue
+            if seeds_of_study(study, rows) and (seeds := shared_seeds(there)):
                 files.append(folder / f"study_{data}_{study}.png")
                 title = f"{data}: {study}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
                 draw_trade_off([row.among(seeds) for row in there], files[-1], title)

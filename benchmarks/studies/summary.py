@@ -14,7 +14,7 @@ from hf_contrastive_caption.evaluation.bootstrap import Bootstrap, Difference
 from hf_contrastive_caption.evaluation.measures import Measure
 from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks
 from studies.files import read_json
-from studies.plan import ROWS, Row, Split, Unit, control_row
+from studies.plan import ROWS, Row, Split, Unit, control_row, own_rows
 
 RECALLS = (1, 5, 10, 50)
 LABELS = {
@@ -162,6 +162,14 @@ def _check_comparable(found: dict[str, dict[int, dict[str, Any]]]) -> None:
 def shared_seeds(among: Iterable[Summary]) -> tuple[int, ...]:
     """The seeds that all of the rows have."""
     return tuple(sorted(set.intersection(*(set(summary.seeds) for summary in among))))
+
+
+def seeds_of_study(study: str, rows: dict[str, Summary]) -> set[int]:
+    """The seeds that a study shows: those of the rows that no earlier study has; none where no such row was run.
+
+    The reference and the control have been run with the seeds of every study, and seeds differ more than ways do.
+    """
+    return {seed for name in own_rows(study) & set(rows) for seed in rows[name].seeds}
 
 
 def control_of(row: Row, among: dict[str, Summary]) -> Summary | None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_contrastive_caption.evaluation.measures import aligned_table
-from studies.plan import STUDIES, own_rows
-from studies.summary import LABELS, Summary, control_of, shared_seeds, shown, summaries
+from studies.plan import STUDIES
+from studies.summary import LABELS, Summary, control_of, seeds_of_study, shared_seeds, shown, summaries
 
 TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
 DIFFERENCES = ("recall_at_1", "recall_at_10", "judged_recall_at_1", "judged_recall_at_10", "cider_d", "invented")
@@ -33,10 +33,10 @@ def render(results: Path, seed: int | None = None) -> dict[str, str]:
             if seed is not None:
                 rows = {name: row.among([seed]) for name, row in rows.items() if seed in row.seeds}
             for study, names in STUDIES.items():
-                there = [rows[name] for name in names if name in rows]
-                if own_rows(study) & set(rows):
+                if seeds := seeds_of_study(study, rows):
+                    there = [some for name in names if name in rows if (some := rows[name].among(seeds)).seeds]
                     name = " ".join([folder.name, study, *([split] if split != "test" else [])])
-                    found[name] = _tables(study, there, rows)
+                    found[name] = _tables(there, rows)
     return found
 
 
@@ -60,7 +60,7 @@ def write_into(page: Path, results: Path) -> None:
     page.write_text(written, encoding="utf-8")
 
 
-def _tables(study: str, there: Sequence[Summary], rows: dict[str, Summary]) -> str:
+def _tables(there: Sequence[Summary], rows: dict[str, Summary]) -> str:
     several = len({summary.row.model for summary in there}) > 1
     parts = [_values(there, TWO_SIDES, several), _differences(there, rows, several), _values(there, OTHERS, several)]
     return "\n\n".join(part for part in parts if part)

@@ -362,6 +362,19 @@ class TestTables:
         # Image 1 is tied with one other: 3.5 images of 6 against 1.5.
         assert [row[2] for row in cells] == ["1, 2", "1", "1, 2"] and cells[1][3] == "2.33"
 
+    def test_a_study_shows_the_seeds_of_its_own_rows(self, place):
+        store(place, "main", seeds=[0])
+        store(place, "main", seeds=[1], better=[0, 0, 1, 2, 3, 4])
+        store(place, "dpo", seeds=[1])
+        tables = room("tables").render(place.results)
+        control = {
+            name: [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if "control (MLE)" in line]
+            for name, text in tables.items()
+        }
+        assert control["scenes main"][0][2:4] == ["0, 1", f"{100 * (1 + 1.5) / 12:.1f} ± {100 * 0.5 / 6 / 2**0.5:.1f}"]
+        assert control["scenes ways"][0][2:4] == ["1", f"{100 * 1.5 / 6:.1f}"]
+        assert set(tables) == {"scenes main", "scenes ways"}
+
     def test_rows_of_other_references_or_images_cannot_be_compared(self, place):
         plan = room("plan")
         store(place, "main", seeds=[0])
@@ -432,6 +445,15 @@ class TestCommand:
         with pytest.raises(SystemExit):
             scripts.main(["run", option, "0"])
         assert "'0' is no number of at least 1" in capsys.readouterr().err
+
+    def test_seeds_begin_where_they_are_told_to(self, scripts, place, capsys):
+        folders = ["--results", str(place.results), "--output", str(place.output)]
+        scripts.main(["run", "--list", "--only", "control", "--seeds", "2", "--from-seed", "3", *folders])
+        units = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "(to run)" in line]
+        assert units == ["reference-seed3", "control-seed3", "reference-seed4", "control-seed4"]
+        with pytest.raises(SystemExit):
+            scripts.main(["run", "--from-seed", "-1"])
+        assert "'-1' is no number of at least 0" in capsys.readouterr().err
 
     @pytest.mark.parametrize("action", ["table", "plots"])
     def test_a_folder_without_results_is_told(self, scripts, action, tmp_path):

@@ -6,7 +6,6 @@ All families in one launch of each number of processes, since starting takes lon
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from hf_contrastive_caption import register_captioner
 from tests import recurrent, tiny
 from tests.captioners import test_simple
 from tests.families import FAMILIES
+from tests.processes import torchrun
 from tests.test_distributed import Recorder
 from tests.training import logged, trainer
 
@@ -83,10 +83,7 @@ def run(folder: Path, batch_size: int) -> None:
 
 def launch(folder: Path, processes: int, batch_size: int) -> list[dict[str, Any]]:
     folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["-m", "tests.captioners.test_families_distributed", str(folder), str(batch_size)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("tests.captioners.test_families_distributed", folder, batch_size, processes=processes, timeout=600)
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from accelerate import PartialState
 from hf_contrastive_caption.captioners import captioner_for
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 from tests import tiny
+from tests.processes import torchrun
 
 
 def measure(num_images: int, cache_dir: Path | None = None) -> dict[str, Any]:
@@ -54,10 +54,7 @@ def run(folder: Path) -> None:
 
 
 def launch(folder: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "tests.evaluation.retrieval.test_two_processes", str(folder)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("tests.evaluation.retrieval.test_two_processes", folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
