@@ -22,10 +22,14 @@ PACKAGES = ("hf-contrastive-caption", "torch", "transformers", "datasets", "acce
 
 
 def machine() -> dict[str, Any]:
-    """Name the machine: processor, cores this process may use, memory in GiB, accelerator, system, torch threads."""
+    """Name the machine: processor, cores this process may use, memory in GiB, accelerator, system, torch threads.
+
+    Two processors of one name can differ in their vector instructions, and then round differently.
+    """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "processor": _processor(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": gpu,

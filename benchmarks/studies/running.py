@@ -78,19 +78,21 @@ def _check_same(unit: Unit, place: Place, weights: str) -> None:
             raise ValueError(
                 f"{place.captioner(unit)} has other weights than those whose result is stored in "
                 f"{place.result(measured)}: the same seed gives others on another processor (stored: "
-                f"{_processor(stored)}, here: {common.machine()['processor']}). Bring the folder of that captioner, "
-                f"or delete the results of seed {unit.seed} and run all of its rows here."
+                f"{_processor(stored['machine'])}, here: {_processor(common.machine())}). Bring the folder of that "
+                f"captioner, run seeds of this machine's own (--from-seed), or delete the results of seed {unit.seed} "
+                "and run all of its rows here."
             )
 
 
 def _warn_of_other_machine(stored: dict[str, Any]) -> None:
-    here = common.machine()["processor"]
-    if _processor(stored) != here:
-        print(f"its result was made on {_processor(stored)}; made again on {here} it may come out with other weights")
+    there, here = _processor(stored["machine"]), _processor(common.machine())
+    if there != here:
+        print(f"its result was made on {there}; made again on {here} it may come out with other weights")
 
 
-def _processor(stored: dict[str, Any]) -> str:
-    return str(stored["machine"]["processor"])
+def _processor(machine: dict[str, Any]) -> str:
+    """What weights may depend on; results from before its vector instructions were noted do not have these."""
+    return " with ".join([machine["processor"], *filter(None, [machine.get("vector_instructions")])])
 
 
 def _weights(unit: Unit, place: Place) -> str:
