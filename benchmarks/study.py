@@ -5,6 +5,7 @@
     python benchmarks/study.py run --data DIR --only ways --seeds 1
     python benchmarks/study.py table --write docs/results.md
     python benchmarks/study.py table --seed 0               # one seed alone
+    python benchmarks/study.py table --against contrastive  # differences to another row than the control
     python benchmarks/study.py plots
 
 DIR holds parquet files of images with several captions each, named train, validation and test; its name is the data
@@ -82,9 +83,11 @@ def one(options: argparse.Namespace) -> None:
 def table(options: argparse.Namespace) -> None:
     _check_results(options.results)
     if options.write is not None:
+        if options.against is not None:
+            raise ValueError("a page has differences to the control; leave out --against, or --write")
         write_into(options.write, options.results)
         return
-    for name, text in render(options.results, options.seed).items():
+    for name, text in render(options.results, options.seed, options.against).items():
         print(f"{name}\n\n{text}\n")
 
 
@@ -148,6 +151,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     which_tables = tables.add_mutually_exclusive_group()
     which_tables.add_argument("--write", type=Path, metavar="FILE", help="put them into the marked places of a page")
     which_tables.add_argument("--seed", type=_seed, help="of one seed alone")
+    tables.add_argument("--against", choices=ROWS, metavar="ROW", help="differences to this row, not to the control")
     drawing = action("plots", plots, "draw what is stored")
     drawing.add_argument("--folder", type=Path, default=Path("docs/pictures"), help="default: %(default)s")
     return parser.parse_args(arguments)

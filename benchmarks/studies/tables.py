@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_contrastive_caption.evaluation.measures import aligned_table
-from studies.plan import STUDIES
+from studies.plan import ROWS, STUDIES
 from studies.summary import LABELS, Summary, control_of, seeds_of_study, shared_seeds, shown, summaries
 
 TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
@@ -16,12 +16,13 @@ OTHERS = ("mean_length", "bleu_4", "rouge_l", "meteor", "ranked_first", "positiv
 _PLACE = re.compile(r"<!-- study: (?P<name>[^\n>]+?) -->\n.*?<!-- end of study -->", re.DOTALL)
 
 
-def render(results: Path, seed: int | None = None) -> dict[str, str]:
+def render(results: Path, seed: int | None = None, against: str | None = None) -> dict[str, str]:
     """Every study that has results, by data set and name: three tables each.
 
     Args:
         results: Folder of the results.
         seed: Show one seed alone.
+        against: Name of the row that differences are to; if ``None``, to the control of the same model.
 
     Raises:
         ValueError: If the results of a data set cannot be compared with each other.
@@ -36,7 +37,7 @@ def render(results: Path, seed: int | None = None) -> dict[str, str]:
                 if seeds := seeds_of_study(study, rows):
                     there = [some for name in names if name in rows if (some := rows[name].among(seeds)).seeds]
                     name = " ".join([folder.name, study, *([split] if split != "test" else [])])
-                    found[name] = _tables(there, rows)
+                    found[name] = _tables(there, rows, against)
     return found
 
 
@@ -60,9 +61,13 @@ def write_into(page: Path, results: Path) -> None:
     page.write_text(written, encoding="utf-8")
 
 
-def _tables(there: Sequence[Summary], rows: dict[str, Summary]) -> str:
+def _tables(there: Sequence[Summary], rows: dict[str, Summary], against: str | None) -> str:
     several = len({summary.row.model for summary in there}) > 1
-    parts = [_values(there, TWO_SIDES, several), _differences(there, rows, several), _values(there, OTHERS, several)]
+    parts = [
+        _values(there, TWO_SIDES, several),
+        _differences(there, rows, several, against),
+        _values(there, OTHERS, several),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,19 +91,23 @@ def _values(there: Sequence[Summary], names: Sequence[str], several: bool) -> st
     return aligned_table(table)
 
 
-def _differences(there: Sequence[Summary], rows: dict[str, Summary], several: bool) -> str:
+def _differences(there: Sequence[Summary], rows: dict[str, Summary], several: bool, against: str | None = None) -> str:
     """What is gained over the control of the same model on the seeds of both, with intervals over images."""
-    table: list[Sequence[str]] = [["minus control", "seeds", "R@1 ×", *(LABELS[name] for name in DIFFERENCES)]]
+    minus = "control" if against is None else ROWS[against].label
+    table: list[Sequence[str]] = [
+        [f"minus {minus}", "seeds", "R@1 ×", "by reference ×", *(LABELS[name] for name in DIFFERENCES)]
+    ]
     for summary in there:
-        control = control_of(summary.row, rows)
-        if control is None or summary.row.objective in ("mle", "reference"):
+        control = control_of(summary.row, rows) if against is None else rows.get(against)
+        if control is None or summary.row.objective in ("mle", "reference") or summary.row == control.row:
             continue
         cells = []
         for name in DIFFERENCES:
             difference = summary.minus(control, name)
             cells.append("-" if difference is None else _interval(name, *difference[:3]))
         seeds = shared_seeds([summary, control])
-        table.append([_label(summary, several), _seeds(seeds), _times(summary, control, seeds), *cells])
+        times = [_times(summary, control, seeds, name) for name in ("recall_at_1", "judged_recall_at_1")]
+        table.append([_label(summary, several), _seeds(seeds), *times, *cells])
     return aligned_table(table) if len(table) > 1 else ""
 
 
@@ -110,7 +119,7 @@ def _interval(name: str, value: float, low: float, high: float) -> str:
     return f"{shown(name, value, '+')} ({shown(name, low, '+')} to {shown(name, high, '+')})"
 
 
-def _times(summary: Summary, control: Summary, seeds: Sequence[int]) -> str:
-    ours = sum(summary.of_seed("recall_at_1", seed) for seed in seeds)
-    theirs = sum(control.of_seed("recall_at_1", seed) for seed in seeds)
+def _times(summary: Summary, control: Summary, seeds: Sequence[int], name: str) -> str:
+    ours = sum(summary.of_seed(name, seed) for seed in seeds)
+    theirs = sum(control.of_seed(name, seed) for seed in seeds)
     return f"{ours / theirs:.2f}" if theirs else "-"

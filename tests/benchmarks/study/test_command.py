@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.benchmarks.study.stored import store
 
 
 class TestCommand:
@@ -17,6 +18,12 @@ class TestCommand:
         with pytest.raises(SystemExit):
             scripts.main(["run", option, "0"])
         assert "'0' is no number of at least 1" in capsys.readouterr().err
+
+    def test_a_page_has_differences_to_the_control(self, scripts, place):
+        store(place, "control", seeds=[0])
+        words = ["table", "--write", "docs/results.md", "--against", "contrastive", "--results", str(place.results)]
+        with pytest.raises(SystemExit, match="leave out --against, or --write"):
+            scripts.main(words)
 
     def test_seeds_begin_where_they_are_told_to(self, scripts, place, capsys):
         folders = ["--results", str(place.results), "--output", str(place.output)]

@@ -43,7 +43,16 @@ class TestTables:
         lines = [line for line in room("tables").render(place.results)["scenes ways"].splitlines() if "DPO" in line]
         cells = [[cell.strip() for cell in line.split("|")] for line in lines]
         # Image 1 is tied with one other: 3.5 images of 6 against 1.5.
-        assert [row[2] for row in cells] == ["1, 2", "1", "1, 2"] and cells[1][3] == "2.33"
+        assert [row[2] for row in cells] == ["1, 2", "1", "1, 2"] and cells[1][3:5] == ["2.33", "2.33"]
+
+    def test_differences_to_another_row(self, place):
+        store(place, "main", seeds=[0], better=[0, 0, 1, 2, 3, 4])  # image 1 is tied: 1.5 of 6
+        store(place, "dpo", seeds=[0], better=[0, 0, 0, 0, 3, 4])
+        text = room("tables").render(place.results, against="dpo")["scenes ways"]
+        lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+        (head,) = [number for number, cells in enumerate(lines) if "minus DPO" in cells]
+        assert lines[head + 2][1:5] == ["contrastive", "0", f"{1.5 / 3.5:.2f}", f"{1.5 / 3.5:.2f}"]
+        assert lines[head + 2][5].startswith(f"{-200 / 6:.1f} (") and lines[head + 3] == [""]
 
     def test_a_study_shows_the_seeds_of_its_own_rows(self, place):
         store(place, "main", seeds=[0])
