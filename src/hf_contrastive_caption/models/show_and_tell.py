@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from hf_contrastive_caption.models.lstm import ProcessorLSTM
 from hf_contrastive_caption.models.ragged import read_ragged
 from hf_contrastive_caption.models.recurrent import (
     DecoderOutput,
@@ -44,7 +45,8 @@ class ShowAndTellDecoder(RecurrentDecoder):
         assert isinstance(config, ShowAndTellConfig)
         self.normalize_image = config.normalize_image
         self.image = nn.Linear(vision_width, config.embedding_size)
-        self.lstm = nn.LSTM(config.embedding_size, config.hidden_size, config.num_hidden_layers, batch_first=True)
+        sizes = (config.embedding_size, config.hidden_size, config.num_hidden_layers)
+        self.lstm = ProcessorLSTM(*sizes, batch_first=True)
 
     def forget_gates(self) -> Iterator[tuple[Tensor, int]]:
         """See :meth:`RecurrentDecoder.forget_gates`; gates come in the order input, forget, cell, output."""

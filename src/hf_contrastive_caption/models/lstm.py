@@ -1,0 +1,34 @@
+"""An LSTM for processors with and without fused layers of lower precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
+class ProcessorLSTM(nn.LSTM):
+    """``nn.LSTM`` that autocast leaves in the precision of its weights on processors without a lower one.
+
+    Under autocast torch asks oneDNN for a fused layer of bfloat16 or float16 whatever the processor has, and where it
+    has none (without AVX-512, for example) dense batches raise "could not create a primitive descriptor".
+    """
+
+    def forward(  # type: ignore[override]
+        self, values: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """See ``nn.LSTM``."""
+        lower = values.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not lower or has_fused_layers(torch.get_autocast_dtype("cpu")):
+            return super().forward(values, state)
+        dtype = next(self.parameters()).dtype
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(values.to(dtype), state and (state[0].to(dtype), state[1].to(dtype)))
+
+
+def has_fused_layers(dtype: torch.dtype) -> bool:
+    """Whether this processor can do what torch asks of oneDNN for an LSTM of a type, if it asks."""
+    if dtype not in _ASKED or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(getattr(torch.ops.mkldnn, _ASKED[dtype])())

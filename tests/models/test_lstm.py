@@ -1,0 +1,66 @@
+"""The LSTM under autocast, on processors with and without fused layers of lower precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hf_contrastive_caption.models import lstm
+from hf_contrastive_caption.models.lstm import ProcessorLSTM
+
+LOWER = [torch.bfloat16, torch.float16]
+
+
+def layer():
+    torch.manual_seed(0)
+    made = ProcessorLSTM(8, 16, 2, batch_first=True)
+    return made, torch.randn(3, 5, 8), (torch.randn(2, 3, 16), torch.randn(2, 3, 16))
+
+
+@pytest.mark.parametrize("dtype", LOWER)
+def test_without_fused_layers_it_computes_in_the_precision_of_its_weights(monkeypatch, dtype):
+    monkeypatch.setattr(lstm, "has_fused_layers", lambda asked: asked != dtype)
+    made, values, state = layer()
+    rounded = values.to(dtype)  # what a linear layer before it gives under autocast
+    exact, exact_state = nn.LSTM.forward(made, rounded.float(), state)
+    with torch.autocast("cpu", dtype):
+        found, after = made(rounded, state)
+        without_state, _ = made(rounded)
+    assert torch.equal(without_state, nn.LSTM.forward(made, rounded.float())[0])
+    assert torch.equal(found, exact) and all(map(torch.equal, after, exact_state))
+    gradients = [torch.autograd.grad(one.square().sum(), made.parameters()) for one in (found, exact)]
+    assert all(map(torch.equal, *gradients)) and all(one.abs().max() > 0 for one in gradients[0])
+
+
+@pytest.mark.parametrize("dtype", LOWER)
+def test_with_fused_layers_autocast_is_left_to_torch(monkeypatch, dtype):
+    seen = []
+
+    def forward(self, values, state=None):
+        seen.append((torch.is_autocast_enabled("cpu"), values.dtype))
+        return values, state
+
+    monkeypatch.setattr(nn.LSTM, "forward", forward)
+    monkeypatch.setattr(lstm, "has_fused_layers", lambda asked: asked == dtype)
+    made, values, _ = layer()
+    with torch.autocast("cpu", dtype):
+        made(values.to(dtype))
+    made(values)
+    assert seen == [(True, dtype), (False, torch.float32)]
+
+
+@pytest.mark.parametrize("dtype", LOWER)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_it_runs_under_autocast_on_this_processor(dtype, gradients):
+    made, values, state = layer()
+    exact, _ = made(values, state)
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype):
+        found, _ = made(values, state)
+    assert (found.float() - exact).abs().max() < 0.03
+    assert found.requires_grad == gradients
+
+
+def test_without_onednn_nothing_is_changed(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert lstm.has_fused_layers(torch.bfloat16) and lstm.has_fused_layers(torch.float64)
