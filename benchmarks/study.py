@@ -111,14 +111,16 @@ def place_of(options: argparse.Namespace) -> Place:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
-    return int(text)
+    return _at_least(1, text)
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 0")
+    return _at_least(0, text)
+
+
+def _at_least(lowest: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < lowest:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least {lowest}")
     return int(text)
 
 

@@ -91,7 +91,7 @@ def _values(there: Sequence[Summary], names: Sequence[str], several: bool) -> st
     return aligned_table(table)
 
 
-def _differences(there: Sequence[Summary], rows: dict[str, Summary], several: bool, against: str | None = None) -> str:
+def _differences(there: Sequence[Summary], rows: dict[str, Summary], several: bool, against: str | None) -> str:
     """What is gained over the control of the same model on the seeds of both, with intervals over images."""
     minus = "control" if against is None else ROWS[against].label
     table: list[Sequence[str]] = [
