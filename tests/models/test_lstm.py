@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from hf_contrastive_caption.models import lstm
 from hf_contrastive_caption.models.lstm import ProcessorLSTM
@@ -59,6 +60,23 @@ def test_it_runs_under_autocast_on_this_processor(dtype, gradients):
         found, _ = made(values, state)
     assert (found.float() - exact).abs().max() < 0.03
     assert found.requires_grad == gradients
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_packed_sequences_give_what_their_captions_give_alone(monkeypatch, fused):
+    monkeypatch.setattr(lstm, "has_fused_layers", lambda asked: fused)
+    made, values, _ = layer()
+    captions = [values[0], values[1, :2], values[2, :4]]
+    packed = pack_sequence(captions, enforce_sorted=False)
+    alone = [made(caption[None])[0][0] for caption in captions]
+    for found, caption in zip(unpack_sequence(made(packed)[0]), alone, strict=True):
+        assert (found - caption).abs().max() < 1e-6
+    if not fused:
+        with torch.autocast("cpu", torch.bfloat16):
+            lower = unpack_sequence(made(packed.to(torch.bfloat16))[0])
+        assert all(found.dtype == torch.float32 for found in lower)
+        for found, caption in zip(lower, alone, strict=True):
+            assert 0 < (found - caption).abs().max() < 0.03
 
 
 def test_without_onednn_nothing_is_changed(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 _ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
@@ -16,15 +17,16 @@ class ProcessorLSTM(nn.LSTM):
     """
 
     def forward(  # type: ignore[override]
-        self, values: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self, values: Tensor | PackedSequence, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """See ``nn.LSTM``."""
-        lower = values.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        weights = next(self.parameters())
+        lower = weights.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         if not lower or has_fused_layers(torch.get_autocast_dtype("cpu")):
             return super().forward(values, state)
-        dtype = next(self.parameters()).dtype
         with torch.autocast("cpu", enabled=False):
-            return super().forward(values.to(dtype), state and (state[0].to(dtype), state[1].to(dtype)))
+            states = state and (state[0].to(weights.dtype), state[1].to(weights.dtype))
+            return super().forward(values.to(weights.dtype), states)
 
 
 def has_fused_layers(dtype: torch.dtype) -> bool:
