@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from hf_contrastive_caption.precision import processor_computes_in
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("hf-contrastive-caption", "torch", "transformers", "datasets", "accelerate", "trl", "numpy")
 
@@ -24,12 +26,14 @@ PACKAGES = ("hf-contrastive-caption", "torch", "transformers", "datasets", "acce
 def machine() -> dict[str, Any]:
     """Name the machine: processor, cores this process may use, memory in GiB, accelerator, system, torch threads.
 
-    Two processors of one name can differ in their vector instructions, and then round differently.
+    Two processors of one name can differ in their vector instructions, and then round differently; and in whether they
+    compute in bfloat16.
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "processor": _processor(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": processor_computes_in(torch.bfloat16),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": gpu,

@@ -23,7 +23,7 @@ class Scale:
         reference_batch_size: Images in such a step.
         reference_captions: Captions of each of them.
         reference_rates: Highest learning rate by model.
-        bf16: Whether the reference is made under bfloat16 autocast.
+        bf16: Whether the reference is made under bfloat16 autocast, on processors that compute in it, and on GPUs.
         steps: Steps of every tuning, and of the control.
         batch_size: Images in such a step.
         rates: Highest learning rate by model.

@@ -31,6 +31,7 @@ from hf_contrastive_caption.models import (
     small_recurrent_captioner,
     word_level_tokenizer,
 )
+from hf_contrastive_caption.precision import processor_computes_in
 from studies.files import Place, read_json, write_json
 from studies.plan import NUM_NEGATIVES, Scale, Unit, reference_row
 
@@ -139,7 +140,7 @@ def _reference_arguments(unit: Unit, scale: Scale, folder: Path) -> ContrastiveC
         learning_rate=scale.reference_rates[unit.row.model],
         lr_scheduler_type="cosine",
         warmup_steps=min(200, scale.reference_steps // 10),
-        bf16=scale.bf16,
+        bf16=scale.bf16 and (torch.cuda.is_available() or processor_computes_in(torch.bfloat16)),
     )
 
 

@@ -21,7 +21,7 @@ def layer():
 
 @pytest.mark.parametrize("dtype", LOWER)
 def test_without_fused_layers_it_computes_in_the_precision_of_its_weights(monkeypatch, dtype):
-    monkeypatch.setattr(lstm, "has_fused_layers", lambda asked: asked != dtype)
+    monkeypatch.setattr(lstm, "processor_computes_in", lambda asked: asked != dtype)
     made, values, state = layer()
     rounded = values.to(dtype)  # what a linear layer before it gives under autocast
     exact, exact_state = nn.LSTM.forward(made, rounded.float(), state)
@@ -43,7 +43,7 @@ def test_with_fused_layers_autocast_is_left_to_torch(monkeypatch, dtype):
         return values, state
 
     monkeypatch.setattr(nn.LSTM, "forward", forward)
-    monkeypatch.setattr(lstm, "has_fused_layers", lambda asked: asked == dtype)
+    monkeypatch.setattr(lstm, "processor_computes_in", lambda asked: asked == dtype)
     made, values, _ = layer()
     with torch.autocast("cpu", dtype):
         made(values.to(dtype))
@@ -64,7 +64,7 @@ def test_it_runs_under_autocast_on_this_processor(dtype, gradients):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_packed_sequences_give_what_their_captions_give_alone(monkeypatch, fused):
-    monkeypatch.setattr(lstm, "has_fused_layers", lambda asked: fused)
+    monkeypatch.setattr(lstm, "processor_computes_in", lambda asked: fused)
     made, values, _ = layer()
     captions = [values[0], values[1, :2], values[2, :4]]
     packed = pack_sequence(captions, enforce_sorted=False)
@@ -77,8 +77,3 @@ def test_packed_sequences_give_what_their_captions_give_alone(monkeypatch, fused
         assert all(found.dtype == torch.float32 for found in lower)
         for found, caption in zip(lower, alone, strict=True):
             assert 0 < (found - caption).abs().max() < 0.03
-
-
-def test_without_onednn_nothing_is_changed(monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert lstm.has_fused_layers(torch.bfloat16) and lstm.has_fused_layers(torch.float64)

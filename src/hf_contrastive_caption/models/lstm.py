@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-_ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+from hf_contrastive_caption.precision import processor_computes_in
 
 
 class ProcessorLSTM(nn.LSTM):
@@ -22,15 +22,8 @@ class ProcessorLSTM(nn.LSTM):
         """See ``nn.LSTM``."""
         weights = next(self.parameters())
         lower = weights.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if not lower or has_fused_layers(torch.get_autocast_dtype("cpu")):
+        if not lower or processor_computes_in(torch.get_autocast_dtype("cpu")):
             return super().forward(values, state)
         with torch.autocast("cpu", enabled=False):
             states = state and (state[0].to(weights.dtype), state[1].to(weights.dtype))
             return super().forward(values.to(weights.dtype), states)
-
-
-def has_fused_layers(dtype: torch.dtype) -> bool:
-    """Whether this processor can do what torch asks of oneDNN for an LSTM of a type, if it asks."""
-    if dtype not in _ASKED or not torch.backends.mkldnn.is_available():
-        return True
-    return bool(getattr(torch.ops.mkldnn, _ASKED[dtype])())

@@ -52,6 +52,16 @@ class TestPlan:
         args = training._tuning_arguments(plan.Unit("scenes", row, 0), plan.SCALES["scenes"], tmp_path)
         assert args.reference_refresh == 133
 
+    @pytest.mark.parametrize("computes", [True, False])
+    def test_references_are_made_in_bfloat16_where_the_processor_has_it(self, tmp_path, monkeypatch, computes):
+        plan, training = room("plan"), room("training")
+        monkeypatch.setattr(training, "processor_computes_in", lambda dtype: computes)
+        made = {}
+        for name in ("photographs", "scenes"):
+            unit = plan.Unit(name, plan.ROWS["reference"], 0)
+            made[name] = training._reference_arguments(unit, plan.SCALES[name], tmp_path).bf16
+        assert made == {"photographs": computes or torch.cuda.is_available(), "scenes": False}
+
 
 class TestRunning:
     @pytest.fixture

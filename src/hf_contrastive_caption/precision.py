@@ -1,0 +1,32 @@
+"""What processors compute in: torch runs lower precisions everywhere, and far slower where the processor has none."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
+def processor_computes_in(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has matrix products and layers of this type on this processor.
+
+    Where it has none (of bfloat16 without AVX-512, for example), torch multiplies with loops of its own, and some
+    layers raise. Of types that oneDNN is not asked about, and without oneDNN, nothing is known: the answer is yes.
+    """
+    if dtype not in _ASKED or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(getattr(torch.ops.mkldnn, _ASKED[dtype])())
+
+
+def warn_of_slow_autocast(args: TrainingArguments) -> None:
+    """Say so where a training asks for bfloat16 on a processor that does not compute in it."""
+    if args.bf16 and args.device.type == "cpu" and args.should_log and not processor_computes_in(torch.bfloat16):
+        logger.warning(
+            "bf16=True, but this processor does not compute in bfloat16: a step will take many times as long as in "
+            "float32. Leave bf16 out"
+        )
