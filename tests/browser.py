@@ -13,6 +13,13 @@ import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
+SCREENS = [
+    ("light", 1280),
+    pytest.param("dark", 1280, marks=pytest.mark.slow),
+    pytest.param("light", 390, marks=pytest.mark.slow),
+]
+"""Colour schemes and widths in which a page is looked at."""
+
 
 def browser_path() -> str:
     """The browser that is installed, or the one that ``CHROMIUM`` names."""

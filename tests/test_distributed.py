@@ -145,16 +145,17 @@ def launch(folder: Path, processes: int, batch_size: int, accumulation: int, *fl
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
         (),
-        pytest.param(("--checkpointing",), marks=pytest.mark.slow),
-        pytest.param(("--decoder=trocr",), marks=pytest.mark.slow),
-        pytest.param(("--lora", "--checkpointing"), marks=pytest.mark.slow),
-        pytest.param(("--ahead",), marks=pytest.mark.slow),
-        pytest.param(("--introspective",), marks=pytest.mark.slow),
-        pytest.param(("--hard",), marks=pytest.mark.slow),
+        ("--checkpointing",),
+        ("--decoder=trocr",),
+        ("--lora", "--checkpointing"),
+        ("--ahead",),
+        ("--introspective",),
+        ("--hard",),
     ],
 )
 def test_two_processes_train_as_one_does(tmp_path: Path, flags: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.browser import browser_path
+from tests.browser import SCREENS, browser_path
 from tests.pages import ROOT
 
 
@@ -120,7 +120,7 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
         assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+@pytest.mark.parametrize(("scheme", "width"), SCREENS)
 def test_pages_in_a_browser(scheme: Any, width: int, site: Path, address: str, tmp_path: Path) -> None:
     """No error in the console, no request to another host, no page wider than the screen, formulas with a size."""
     api = pytest.importorskip("playwright.sync_api")

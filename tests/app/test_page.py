@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests import tiny
 from tests.app.command import Running, running, save_captioners
-from tests.browser import open_page
+from tests.browser import SCREENS, open_page
 
 MEGAPIXELS = 0.01
 
@@ -51,7 +51,7 @@ def write(page, images: int) -> None:
     page.locator(f"#captions .cc-card >> nth={images - 1}").wait_for()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+@pytest.mark.parametrize(("scheme", "width"), SCREENS)
 def test_two_images_are_captioned_and_ranked(app: Running, pictures, tmp_path: Path, scheme, width):
     with open_page(app.url, width=width, scheme=scheme) as page:
         page.get_by_role("button", name="Write captions").wait_for()

@@ -148,6 +148,7 @@ def test_what_is_extrapolated_follows_from_the_fits(report: dict[str, Any], size
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_peak_memory_is_measured(folder: Path):
     assert 0 <= float(run(*arguments(folder, "--images", "5", "--peak-of", "small")).split()[-1]) < 2048
 

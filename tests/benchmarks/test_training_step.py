@@ -111,6 +111,7 @@ def test_captions_have_the_stated_lengths(script: ModuleType):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_peak_memory_of_one_way_holds_at_least_the_gradients(script: ModuleType):
     weights = sum(weight.numel() for weight in script.build(script.QUICK_SIZES["small"]).model.parameters())
     assert float(run("--peak-of", "small", "packed").split()[-1]) > weights * 4 / 1e6
