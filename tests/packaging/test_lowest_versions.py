@@ -29,7 +29,7 @@ TESTS = [
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lowest") / "venv"
-    return install(folder, REPOSITORY, "pytest", "pytest-timeout", "hypothesis", constraints=LOWEST)
+    return install(folder, REPOSITORY, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", constraints=LOWEST)
 
 
 def test_the_pinned_versions_are_what_was_installed(programs: Path, tmp_path: Path) -> None:
@@ -42,5 +42,6 @@ def test_the_pinned_versions_are_what_was_installed(programs: Path, tmp_path: Pa
 def test_quick_tests_pass_with_the_lowest_versions(programs: Path) -> None:
     missing = [name for name in TESTS if not (REPOSITORY / name).exists()]
     assert not missing, f"these tests have moved: {missing}"
-    printed = run(programs / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, cwd=REPOSITORY)
+    words = ("-q", "-p", "no:cacheprovider", "-n", "logical", "--maxprocesses=4", "--dist=loadfile")
+    printed = run(programs / "python", "-m", "pytest", *words, *TESTS, cwd=REPOSITORY)
     assert re.search(r"\b[1-9]\d* passed\b", printed), printed
