@@ -1,7 +1,6 @@
 """Settings of all tests."""
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,8 +9,7 @@ torch.set_num_threads(1)  # tiny models: a second thread only waits for the firs
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _imports_are_no_garbage() -> Iterator[None]:
+def _imports_are_no_garbage() -> None:
     """Keep what the imports made out of sight of the garbage collector, which every training runs in full."""
     gc.collect()
     gc.freeze()
-    yield

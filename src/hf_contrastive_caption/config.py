@@ -7,7 +7,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
 from typing import Any, get_args
 
-import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
@@ -20,6 +19,7 @@ from hf_contrastive_caption.evaluation.score import (
     recall_number,
 )
 from hf_contrastive_caption.losses import LossTerms, LossType
+from hf_contrastive_caption.precision import gpu_computes_in_bfloat16
 
 _NO_LOGITS = "logits are never kept here; `evaluate()` reports the loss, the log-ratios and the ranking by itself"
 _NOISE = "it adds noise to the target's scores, and the log-ratio to the reference must be free of it"
@@ -220,7 +220,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         if isinstance(self.caption_columns, str):
             self.caption_columns = [self.caption_columns]
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bfloat16()
+            self.bf16 = not self.fp16 and not self.use_cpu and gpu_computes_in_bfloat16()
         if self.ddp_find_unused_parameters is None and self.objective != "mle":
             # Trainer's default is a walk through the graph in every step. Weights without a gradient are frozen before
             # training, and no layer is dropped. Maximum likelihood keeps the dropout of whole layers, and the walk.
@@ -449,7 +449,3 @@ def _measure_of(metric: str) -> str | None:
     """The measure of captions that a metric is, also of one of several data sets: ``birds_median_rank``."""
     found = re.search(rf"(?:^|_)({'|'.join(MEASURES)}|recall_at_[1-9]\d*|score)$", metric)
     return found[1] if found else None
-
-
-def _gpu_has_bfloat16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -32,6 +32,7 @@ from hf_contrastive_caption.objectives import (
     MLEObjective,
     Objective,
 )
+from hf_contrastive_caption.precision import warn_of_slow_autocast
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import PrecomputedReference, Reference
 from hf_contrastive_caption.reference.adapters import PROMPT_LEARNING
@@ -85,6 +86,7 @@ def check_arguments(
             "reference_processing_class was given without a reference_model; a reference that is a copy of the model "
             "reads captions and images as the model does"
         )
+    warn_of_slow_autocast(args)
 
 
 def make_captioner(

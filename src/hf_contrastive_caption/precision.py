@@ -1,4 +1,4 @@
-"""What processors compute in: torch runs lower precisions everywhere, and far slower where the processor has none."""
+"""What GPUs and processors compute in: torch runs lower precisions on all, and far slower where they are not there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from transformers import TrainingArguments
 logger = logging.getLogger(__name__)
 
 _ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
+def gpu_computes_in_bfloat16() -> bool:
+    """Whether there is a GPU that does."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def processor_computes_in(dtype: torch.dtype) -> bool:

@@ -44,7 +44,6 @@ from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRe
 from hf_contrastive_caption.hub.publishing import HubPublishing
 from hf_contrastive_caption.neighbours import make_neighbours
 from hf_contrastive_caption.objectives import ContrastiveObjective, Objective, ObjectiveOutput
-from hf_contrastive_caption.precision import warn_of_slow_autocast
 from hf_contrastive_caption.precomputed import ComputedAhead, training_epochs
 from hf_contrastive_caption.reference import Reference
 from hf_contrastive_caption.reference.replacement import ReferenceRefresh
@@ -173,7 +172,6 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
 
     def _prepare_models(self) -> None:
         """Put the reference in its place, find out how to score, and take all noise out of the log-ratio."""
-        warn_of_slow_autocast(self.args)
         if self.reference is not None and self.reference.captioner is not self.captioner:
             self.reference.captioner.model.to(self.args.device)
             self.reference.captioner.verify()
