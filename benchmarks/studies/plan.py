@@ -164,6 +164,12 @@ STUDIES: dict[str, tuple[str, ...]] = {
 }
 """The studies by name: their rows, in the order of their tables."""
 
+OVERVIEW = (
+    *("contrastive", "moving-average", "positives", "negatives", "hard-0.5"),
+    *("introspective", "gan", "nca", "infonce-mle-10", "dpo-mle-1", "infonce", "dpo"),
+)
+"""The rows of the table that shows all ways of a data set at a glance, each with all of its seeds."""
+
 
 def own_rows(study: str) -> set[str]:
     """The rows of a study that no earlier one has: it is there if any of them has a result."""

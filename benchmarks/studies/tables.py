@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_contrastive_caption.evaluation.measures import aligned_table
-from studies.plan import ROWS, STUDIES
+from studies.plan import OVERVIEW, ROWS, STUDIES
 from studies.summary import LABELS, Summary, control_of, seeds_of_study, shared_seeds, shown, summaries
 
 TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
@@ -17,7 +17,7 @@ _PLACE = re.compile(r"<!-- study: (?P<name>[^\n>]+?) -->\n.*?<!-- end of study -
 
 
 def render(results: Path, seed: int | None = None, against: str | None = None) -> dict[str, str]:
-    """Every study that has results, by data set and name: three tables each.
+    """Every study that has results, by data set and name: three tables each; and one of all ways.
 
     Args:
         results: Folder of the results.
@@ -33,11 +33,20 @@ def render(results: Path, seed: int | None = None, against: str | None = None) -
             rows = summaries(folder.parent, folder.name, split)
             if seed is not None:
                 rows = {name: row.among([seed]) for name, row in rows.items() if seed in row.seeds}
-            for study, names in STUDIES.items():
-                if seeds := seeds_of_study(study, rows):
-                    there = [some for name in names if name in rows if (some := rows[name].among(seeds)).seeds]
-                    name = " ".join([folder.name, study, *([split] if split != "test" else [])])
-                    found[name] = _tables(there, rows, against)
+            for study, text in _studies(rows, against).items():
+                found[" ".join([folder.name, study, *([split] if split != "test" else [])])] = text
+    return found
+
+
+def _studies(rows: dict[str, Summary], against: str | None) -> dict[str, str]:
+    """The tables of every study that these rows belong to, and the one of all ways, called overview."""
+    found: dict[str, str] = {}
+    for study, names in STUDIES.items():
+        if seeds := seeds_of_study(study, rows):
+            there = [some for name in names if name in rows if (some := rows[name].among(seeds)).seeds]
+            found[study] = _tables(there, rows, against)
+    if text := _differences([rows[name] for name in OVERVIEW if name in rows], rows, False, against):
+        found["overview"] = text
     return found
 
 

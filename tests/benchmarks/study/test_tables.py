@@ -65,7 +65,21 @@ class TestTables:
         }
         assert control["scenes main"][0][2:4] == ["0, 1", f"{100 * (1 + 1.5) / 12:.1f} ± {100 * 0.5 / 6 / 2**0.5:.1f}"]
         assert control["scenes ways"][0][2:4] == ["1", f"{100 * 1.5 / 6:.1f}"]
-        assert set(tables) == {"scenes main", "scenes ways"}
+        assert set(tables) == {"scenes main", "scenes ways", "scenes overview"}
+
+    def test_the_overview_has_every_way_with_all_of_its_seeds(self, place):
+        for seed, better in ((0, [0, 1, 2, 3, 4, 5]), (1, [0, 0, 1, 2, 3, 4])):  # image 1 is tied: 1 and 1.5 of 6
+            store(place, "main", seeds=[seed], better=better)
+        store(place, "dpo", seeds=[1], better=[0, 0, 0, 0, 3, 4])
+        store(place, "nca", seeds=[2], better=[0, 0, 0, 0, 3, 4])
+        text = room("tables").render(place.results)["scenes overview"]
+        lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+        assert lines[0][1:4] == ["minus control", "seeds", "R@1 ×"]
+        assert [line[1:4] for line in lines[2:]] == [
+            ["contrastive", "0, 1", "1.00"],
+            ["NCA", "-", "-"],  # there is no control of that seed
+            ["DPO", "1", f"{3.5 / 1.5:.2f}"],
+        ]
 
     def test_rows_of_other_references_or_images_cannot_be_compared(self, place):
         plan = room("plan")
@@ -107,7 +121,7 @@ class TestTables:
         plan = room("plan")
         for unit in plan.units("scenes", ["main"], [0], "validation"):
             room("files").write_json(place.result(unit), fake_result(unit, place))
-        assert list(room("tables").render(place.results)) == ["scenes main validation"]
+        assert list(room("tables").render(place.results)) == ["scenes main validation", "scenes overview validation"]
 
     def test_one_seed_alone(self, place):
         plan, tables = room("plan"), room("tables")
@@ -115,9 +129,9 @@ class TestTables:
         store(place, "dpo", seeds=[1])
         for unit in plan.units("scenes", ["dpo"], [0], "validation"):
             room("files").write_json(place.result(unit), fake_result(unit, place))
-        names = ["scenes main", "scenes main validation", "scenes ways validation"]
+        names = ["scenes main", "scenes overview", "scenes main validation", "scenes ways validation"]
         assert list(tables.render(place.results, seed=0)) == names
-        assert list(tables.render(place.results, seed=1)) == ["scenes main", "scenes ways"]
+        assert list(tables.render(place.results, seed=1)) == ["scenes main", "scenes ways", "scenes overview"]
         dpo = room("summary").summaries(place.results, "scenes")["dpo"]
         line = next(line for line in tables.render(place.results, seed=1)["scenes ways"].splitlines() if "DPO" in line)
         cells = [cell.strip() for cell in line.split("|")]
