@@ -165,11 +165,14 @@ def shared_seeds(among: Iterable[Summary]) -> tuple[int, ...]:
 
 
 def seeds_of_study(study: str, rows: dict[str, Summary]) -> set[int]:
-    """The seeds that a study shows: those of the rows that no earlier study has; none where no such row was run.
+    """The seeds that a study shows: those of its own tunings, the rows that no earlier study has; none without any.
 
-    The reference and the control have been run with the seeds of every study, and seeds differ more than ways do.
+    Reference and control have been run with the seeds of every study, and seeds differ more than ways do. They count
+    where nothing was tuned.
     """
-    return {seed for name in own_rows(study) & set(rows) for seed in rows[name].seeds}
+    own = [rows[name] for name in own_rows(study) & set(rows)]
+    tuned = [summary for summary in own if summary.row.objective not in ("reference", "mle")]
+    return {seed for summary in tuned or own for seed in summary.seeds}
 
 
 def control_of(row: Row, among: dict[str, Summary]) -> Summary | None:

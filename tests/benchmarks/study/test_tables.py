@@ -67,6 +67,14 @@ class TestTables:
         assert control["scenes ways"][0][2:4] == ["1", f"{100 * 1.5 / 6:.1f}"]
         assert set(tables) == {"scenes main", "scenes ways", "scenes overview"}
 
+    def test_a_control_that_another_study_needed_is_not_in_the_main_one(self, place):
+        store(place, "reference", "control")
+        assert " 0, 1 |" in room("tables").render(place.results)["scenes main"]
+        store(place, "contrastive", seeds=[0])
+        text = room("tables").render(place.results)["scenes main"]
+        lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if "control (MLE)" in line]
+        assert [line[2] for line in lines] == ["0", "0"] and "0, 1" not in text
+
     def test_the_overview_has_every_way_with_all_of_its_seeds(self, place):
         for seed, better in ((0, [0, 1, 2, 3, 4, 5]), (1, [0, 0, 1, 2, 3, 4])):  # image 1 is tied: 1 and 1.5 of 6
             store(place, "main", seeds=[seed], better=better)
