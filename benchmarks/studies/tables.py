@@ -11,6 +11,7 @@ from studies.plan import OVERVIEW, ROWS, STUDIES
 from studies.summary import LABELS, Summary, control_of, seeds_of_study, shared_seeds, shown, summaries
 
 TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
+AT_A_GLANCE = ("recall_at_1", "judged_recall_at_1", "cider_d", "invented")
 DIFFERENCES = ("recall_at_1", "recall_at_10", "judged_recall_at_1", "judged_recall_at_10", "cider_d", "invented")
 OTHERS = ("mean_length", "bleu_4", "rouge_l", "meteor", "ranked_first", "positive_log_prob", "negative_log_prob")
 _PLACE = re.compile(r"<!-- study: (?P<name>[^\n>]+?) -->\n.*?<!-- end of study -->", re.DOTALL)
@@ -45,7 +46,7 @@ def _studies(rows: dict[str, Summary], against: str | None) -> dict[str, str]:
         if seeds := seeds_of_study(study, rows):
             there = [some for name in names if name in rows if (some := rows[name].among(seeds)).seeds]
             found[study] = _tables(there, rows, against)
-    if text := _differences([rows[name] for name in OVERVIEW if name in rows], rows, False, against):
+    if text := _differences([rows[name] for name in OVERVIEW if name in rows], rows, AT_A_GLANCE, False, against):
         found["overview"] = text
     return found
 
@@ -74,7 +75,7 @@ def _tables(there: Sequence[Summary], rows: dict[str, Summary], against: str | N
     several = len({summary.row.model for summary in there}) > 1
     parts = [
         _values(there, TWO_SIDES, several),
-        _differences(there, rows, several, against),
+        _differences(there, rows, DIFFERENCES, several, against),
         _values(there, OTHERS, several),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -100,18 +101,20 @@ def _values(there: Sequence[Summary], names: Sequence[str], several: bool) -> st
     return aligned_table(table)
 
 
-def _differences(there: Sequence[Summary], rows: dict[str, Summary], several: bool, against: str | None) -> str:
+def _differences(
+    there: Sequence[Summary], rows: dict[str, Summary], names: Sequence[str], several: bool, against: str | None
+) -> str:
     """What is gained over the control of the same model on the seeds of both, with intervals over images."""
     minus = "control" if against is None else ROWS[against].label
     table: list[Sequence[str]] = [
-        [f"minus {minus}", "seeds", "R@1 ×", "by reference ×", *(LABELS[name] for name in DIFFERENCES)]
+        [f"minus {minus}", "seeds", "R@1 ×", "by reference ×", *(LABELS[name] for name in names)]
     ]
     for summary in there:
         control = control_of(summary.row, rows) if against is None else rows.get(against)
         if control is None or summary.row.objective in ("mle", "reference") or summary.row == control.row:
             continue
         cells = []
-        for name in DIFFERENCES:
+        for name in names:
             difference = summary.minus(control, name)
             cells.append("-" if difference is None else _interval(name, *difference[:3]))
         seeds = shared_seeds([summary, control])
