@@ -87,6 +87,11 @@ class Row:
     model: str = "vit-gpt2"
     reference: str = "vit-gpt2"
 
+    @property
+    def is_tuning(self) -> bool:
+        """Whether it is one of the ways that are compared, and neither a reference nor a control."""
+        return self.objective not in ("reference", "mle")
+
 
 def _of_models() -> Iterable[Row]:
     """Reference, control and every pair of target and reference; those of the ViT with plain names."""

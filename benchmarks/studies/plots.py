@@ -41,7 +41,6 @@ def draw_trade_off(there: Sequence[Summary], file: Path, title: str) -> None:
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for number, summary in enumerate(there):
-        plain = summary.row.objective in ("reference", "mle")
         across, up = summary.spread("recall_at_1"), summary.spread("cider_d")
         axes.errorbar(
             100 * summary.mean("recall_at_1"),
@@ -49,7 +48,7 @@ def draw_trade_off(there: Sequence[Summary], file: Path, title: str) -> None:
             xerr=None if across is None else 100 * across,
             yerr=up,
             marker=MARKERS[number % len(MARKERS)],
-            color=_GREY if plain else _COLOURS[number % len(_COLOURS)],
+            color=_COLOURS[number % len(_COLOURS)] if summary.row.is_tuning else _GREY,
             linestyle="none",
             markersize=7,
             elinewidth=0.8,

@@ -171,7 +171,7 @@ def seeds_of_study(study: str, rows: dict[str, Summary]) -> set[int]:
     where nothing was tuned.
     """
     own = [rows[name] for name in own_rows(study) & set(rows)]
-    tuned = [summary for summary in own if summary.row.objective not in ("reference", "mle")]
+    tuned = [summary for summary in own if summary.row.is_tuning]
     return {seed for summary in tuned or own for seed in summary.seeds}
 
 

@@ -111,7 +111,7 @@ def _differences(
     ]
     for summary in there:
         control = control_of(summary.row, rows) if against is None else rows.get(against)
-        if control is None or summary.row.objective in ("mle", "reference") or summary.row == control.row:
+        if control is None or not summary.row.is_tuning or summary.row == control.row:
             continue
         cells = []
         for name in names:
