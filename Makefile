@@ -10,6 +10,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 PYTEST := $(RUN) -m pytest
 # Tests use models made in memory; a hub that is asked by mistake shall be an error and not a delay.
 TEST_ENV := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+PARALLEL := -n logical --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,10 +25,10 @@ demo: $(VENV)/.installed ## Train, tune and compare a small captioner on drawn s
 	$(VENV)/bin/contrastive-caption demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the quick tests (ARGS="..." are passed to pytest)
-	$(TEST_ENV) $(PYTEST) -n logical --maxprocesses=4 --dist=loadfile $(ARGS)
+	$(TEST_ENV) $(PYTEST) $(PARALLEL) $(ARGS)
 
 slow: $(VENV)/.installed-dev ## Run the slow tests, naming what was skipped
-	$(TEST_ENV) $(PYTEST) -m slow -rs --timeout=1800 $(ARGS)
+	$(TEST_ENV) $(PYTEST) -m slow $(PARALLEL) -rs --timeout=1800 $(ARGS)
 
 lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy --strict
 	$(RUN) -m ruff check .
