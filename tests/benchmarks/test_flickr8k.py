@@ -86,6 +86,7 @@ def test_the_page_shows_what_is_stored(script):
         assert table in page
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named(script, tmp_path):
     words = ["--data", str(tmp_path / "missing"), "--output", str(tmp_path), "--out", str(tmp_path / "results.json")]
     with pytest.raises(SystemExit, match="seed 3 failed with 1; see .*seed-3.log"):

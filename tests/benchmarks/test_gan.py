@@ -226,6 +226,7 @@ def seeing(data: Any) -> Captioner:
     return captioner_for(model.eval(), (tokenizer, small_image_processor(32)))
 
 
+@pytest.mark.slow
 def test_evaluator_tells_held_out_captions_of_scenes_from_those_of_others(gan: Any, tmp_path: Path) -> None:
     data = scenes(2000, 300, 0, image_size=32)
     model = seeing(data["train"])

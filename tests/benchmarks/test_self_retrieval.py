@@ -21,8 +21,8 @@ from hf_contrastive_caption.captioners.pairs import PairScorer
 from hf_contrastive_caption.data.images import open_image
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 from tests import tiny
+from tests.benchmarks.scripts import BENCHMARKS, run_here
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NUMBERS = (6, 12, 24)
 SIZES = ("base", "small")
 
@@ -75,17 +75,11 @@ def arguments(folder: Path, *more: str) -> list[str]:
     return [*given, "--captions", str(folder / "captions.json"), "--numbers", *map(str, NUMBERS), *more]
 
 
-def run(*options: str) -> str:
-    command = [sys.executable, str(BENCHMARKS / "self_retrieval.py"), *options]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
-
-
 @pytest.fixture(scope="module")
 def report(folder: Path) -> dict[str, Any]:
     out = folder / "self_retrieval.json"
-    printed = run(*arguments(folder, "--images", "5", "--pairs", "9", "--skip-memory", "--out", str(out)))
+    words = ("--images", "5", "--pairs", "9", "--skip-memory", "--out", str(out))
+    printed = run_here("self_retrieval", *arguments(folder, *words))
     assert "goal: at least 5" in printed and "goal: at least 40" in printed
     assert "minutes from here" in printed
     return json.loads(out.read_text())
@@ -150,7 +144,11 @@ def test_what_is_extrapolated_follows_from_the_fits(report: dict[str, Any], size
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.slow
 def test_peak_memory_is_measured(folder: Path):
-    assert 0 <= float(run(*arguments(folder, "--images", "5", "--peak-of", "small")).split()[-1]) < 2048
+    words = arguments(folder, "--images", "5", "--peak-of", "small")
+    command = [sys.executable, str(BENCHMARKS / "self_retrieval.py"), *words]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert 0 <= float(finished.stdout.split()[-1]) < 2048
 
 
 def test_peak_memory_is_compared_with_the_budget(report: dict[str, Any], report_of: ModuleType):

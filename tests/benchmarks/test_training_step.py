@@ -15,8 +15,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_contrastive_caption.captioners.vocabulary import token_log_probs
+from tests.benchmarks.scripts import BENCHMARKS, run_here
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+QUICK = ("--quick", "--threads", "1")
 WAYS = ("one_by_one", "padded", "repeated", "packed")
 
 
@@ -26,17 +27,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("training_step")
 
 
-def run(*options: str) -> str:
-    command = [sys.executable, str(BENCHMARKS / "training_step.py"), "--quick", "--threads", "1", *options]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("results") / "training_step.json"
-    printed = run("--repeats", "1", "--skip-memory", "--out", str(out))
+    printed = run_here("training_step", *QUICK, "--repeats", "1", "--skip-memory", "--out", str(out))
     assert "target: at least 4" in printed and "target: at most 2.2" in printed
     return json.loads(out.read_text())
 
@@ -114,7 +108,10 @@ def test_captions_have_the_stated_lengths(script: ModuleType):
 @pytest.mark.slow
 def test_peak_memory_of_one_way_holds_at_least_the_gradients(script: ModuleType):
     weights = sum(weight.numel() for weight in script.build(script.QUICK_SIZES["small"]).model.parameters())
-    assert float(run("--peak-of", "small", "packed").split()[-1]) > weights * 4 / 1e6
+    command = [sys.executable, str(BENCHMARKS / "training_step.py"), *QUICK, "--peak-of", "small", "packed"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert float(finished.stdout.split()[-1]) > weights * 4 / 1e6
 
 
 def test_quick_figures_do_not_replace_real_ones(script: ModuleType):

@@ -33,7 +33,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*program, *words], capture_output=True, text=True, env=env, timeout=120)
 
 
-@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [False, True])
 def test_two_real_processes_get_the_arguments_and_end_with_their_code(tmp_path: Path, fails: bool) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
