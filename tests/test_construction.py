@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset, Image
 from peft import LoraConfig, PeftModel
 from transformers import HfArgumentParser
 
 from hf_contrastive_caption import (
     ContrastiveCaptionConfig,
     ContrastiveCaptionDataset,
+    ContrastiveCaptionStream,
     ContrastiveCaptionTrainer,
     captioner_for,
 )
+from hf_contrastive_caption.construction import make_data
 from hf_contrastive_caption.loading import load_model
 from tests import tiny
 from tests.training import arguments, logged, trainer
@@ -190,3 +194,55 @@ def test_the_arguments_can_be_parsed(tmp_path: Path) -> None:
     (parsed,) = HfArgumentParser(ContrastiveCaptionConfig).parse_args_into_dataclasses(words)
     assert (parsed.num_negatives, parsed.captions_per_image) == (3, 2)
     assert parsed.model_init_kwargs == {"revision": "x"}
+
+
+def test_options_that_a_ready_made_data_set_answers_otherwise_are_refused(tmp_path: Path) -> None:
+    model = tiny.captioner_model()
+    processor = captioner_for(model, tiny.processing()).processor
+    made = ContrastiveCaptionDataset(tiny.caption_dataset(), [processor], 3, captions_per_image=2, seed=5)
+    trainer(tmp_path, model, made)
+    trainer(tmp_path, model, made, {"captions_per_image": 2, "data_seed": 5})
+    for options, message in (
+        ({"captions_per_image": "all"}, "captions_per_image is 'all', but the data set was made with 2"),
+        ({"data_seed": 7}, "make the data set with seed=7"),
+        ({"on_bad_image": "skip"}, "on_bad_image is 'skip', but the data set was made with 'raise'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, model, made, options)
+    with pytest.raises(ValueError, match="make it with augment= instead"):
+        trainer(tmp_path, model, made, augment=lambda image: image)
+
+
+def test_images_that_a_ready_made_data_set_skips_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = tiny.caption_dataset().cast_column("image", Image(decode=False))
+    content = rows.to_list()
+    for number in range(8):
+        content[number]["image"] = {"bytes": b"no image", "path": None}
+    model = tiny.captioner_model()
+    processor = captioner_for(model, tiny.processing()).processor
+    damaged = Dataset.from_list(content, features=rows.features)
+    run = trainer(
+        tmp_path, model, ContrastiveCaptionDataset(damaged, [processor], 3, on_bad_image="skip"), {"max_steps": 4}
+    )
+    run.train()
+    assert logged(run, "skipped_images")[-1] == 8
+    assert "images that do not open are skipped" in caplog.text
+
+
+def test_an_evaluation_stream_of_several_processes_counts_every_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.captioner_model()
+    processor = captioner_for(model, tiny.processing()).processor
+    rows = tiny.caption_dataset(5).to_iterable_dataset()
+    args = arguments(tmp_path, per_device_eval_batch_size=2)
+    monkeypatch.setattr(type(args), "world_size", 2)
+    for pad_to, fits in ((1, False), (6, False), (4, True), (8, True)):
+        stream = ContrastiveCaptionStream(rows, [processor], 3, reservoir_size=8, evaluation=True, pad_to=pad_to)
+        with nullcontext() if fits else pytest.raises(ValueError, match=f"made with pad_to={pad_to}.*with pad_to=4"):
+            assert make_data(stream, [processor], 3, args, None, evaluation=True) is stream
+
+
+def test_how_to_load_a_model_is_refused_beside_a_loaded_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="say how a model is loaded by name, but model is an object"):
+        trainer(tmp_path, options={"model_init_kwargs": {"dtype": "bfloat16"}})

@@ -233,6 +233,7 @@ class TestRankedFirst:
         nan = float("nan")
         positive = torch.tensor([nan, 1.0, nan])
         assert ranked_first(positive, torch.tensor([[0.0], [nan], [nan]])).tolist() == [0.0, 0.0, 0.0]
+        assert ranked_first(torch.ones(2), torch.tensor([[nan, 0.0], [0.0, 0.0]])).tolist() == [0.0, 1.0]
 
     def test_dtype(self) -> None:
         assert ranked_first(torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, 1).bfloat16()).dtype == torch.float32

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 
 import pytest
 import torch
 
-from hf_contrastive_caption import precision
-from tests.training import trainer
+from hf_contrastive_caption import captioner_for, precision
+from tests import tiny
+from tests.training import logged, trainer
 
 
 def test_onednn_is_asked_about_its_own_types(monkeypatch):
@@ -29,3 +32,38 @@ def test_a_training_in_bfloat16_is_warned_where_it_is_slow(tmp_path, caplog, mon
     said = [record.message for record in caplog.records if record.name == "hf_contrastive_caption.precision"]
     assert len(said) == warnings
     assert all("does not compute in bfloat16" in message and "Leave bf16 out" in message for message in said)
+
+
+def test_what_a_training_in_bfloat16_leaves_is_no_autocast(tmp_path):
+    model = tiny.captioner_model()
+    mle = trainer(tmp_path / "mle", model, options={"objective": "mle", "bf16": True, "max_steps": 1})
+    mle.train()
+    mle.evaluate(tiny.caption_dataset(4, seed=2))
+    assert "_original_forward" not in vars(model)
+    fresh = tiny.captioner_model()
+    fresh.load_state_dict(model.state_dict())
+    for bf16 in (True, False):
+        runs = [trainer(tmp_path / f"{bf16}", each, options={"bf16": bf16}) for each in (copy.deepcopy(model), fresh)]
+        for run in runs:
+            run.train()
+        assert logged(runs[0], "loss") == logged(runs[1], "loss")
+        assert logged(runs[0], "loss")[0] == pytest.approx(2 * math.log(2), abs=1e-5)
+        fresh.load_state_dict(model.state_dict())
+
+
+def test_a_model_under_the_autocast_of_another_trainer_is_checked_and_left(tmp_path):
+    other = trainer(tmp_path / "other", options={"bf16": True})
+    model = other.accelerator.prepare_model(tiny.captioner_model())
+    patched = vars(model)["forward"]
+    captioner = captioner_for(model, tiny.processing())
+    captioner.verify()
+    assert captioner.tries and (captioner.layout, captioner.head) == ("packed", "fused")
+    assert vars(model)["forward"] is patched and "_original_forward" in vars(model)
+    again = trainer(tmp_path / "again", model, options={"bf16": True}, reference_model=copy.deepcopy(model))
+    again.train()
+    assert logged(again, "loss")[0] == pytest.approx(2 * math.log(2), abs=1e-5)
+
+
+def test_apples_gpus_have_no_float64():
+    assert precision.widest(torch.device("mps")) == torch.float32
+    assert precision.widest(torch.device("cpu")) == precision.widest(torch.device("cuda", 1)) == torch.float64

@@ -299,3 +299,58 @@ def test_an_evaluation_of_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none of its images opens"):
         run.evaluate(broken)
     assert run.evaluate(tiny.caption_dataset(3))["eval_skipped_images"] == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_data_set_that_is_evaluated_is_itself(tmp_path: Path, workers: int) -> None:
+    first, second = tiny.caption_dataset(8, seed=1), tiny.caption_dataset(8, seed=2)
+    options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": bool(workers)}
+    run = trainer(tmp_path, options=options, eval_dataset=first)
+    found = [run.evaluate(data)["eval_positive_log_prob"] for data in (None, second, None, first)]
+    assert found[0] == found[2] == found[3]
+    assert abs(found[1] - found[0]) > 1
+    by_name = run.evaluate({"one": first, "two": second})
+    assert [by_name[f"eval_{name}_positive_log_prob"] for name in ("one", "two")] == found[:2]
+
+
+def test_arguments_of_an_evaluation_are_those_of_its_captions(tmp_path: Path) -> None:
+    options = {"eval_captions": 6, "eval_retrieval_pool": 0}
+    run = trainer(tmp_path, options=options, eval_dataset=tiny.caption_dataset(8, seed=1))
+    seen = []
+    pool = run._evaluation_pool(run.eval_dataset)
+    evaluate = type(pool).evaluate
+
+    def noted(self: Any, *args: Any, **arguments: Any) -> Any:
+        seen.append(arguments)
+        return evaluate(self, *args, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pool), "evaluate", noted)
+        short = run.evaluate(num_beams=1, max_new_tokens=2)
+        long = run.evaluate(max_length=7)
+        run.args.generation_max_length = 3
+        run.evaluate()
+    assert seen == [{"num_beams": 1, "max_new_tokens": 2}, {"max_new_tokens": 7}, {"max_new_tokens": 3}]
+    assert short["eval_distinct_share"] <= 1 and long["eval_distinct_share"] <= 1
+
+
+def test_deepspeed_does_not_round_what_is_no_image(tmp_path: Path) -> None:
+    options = {"precompute_reference": True, "precomputed_dir": str(tmp_path / "ahead")}
+    run = trainer(tmp_path / "run", options=options)
+    run.prepare_start(None)
+    batch = next(iter(run.get_train_dataloader()))
+    run.is_deepspeed_enabled = True
+    placed = run._prepare_inputs(batch)
+    for name in ("reference_log_probs", "weights"):
+        assert placed[name].dtype == torch.float32 and torch.equal(placed[name], batch[name])
+
+
+def test_a_training_after_a_resumed_one_does_not_expect_equal_models(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
+    trainer(tmp_path, options=options).train()
+    run = trainer(tmp_path, options=options)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    run.train()
+    assert "should be equal" not in caplog.text and not logged(run, "start_log_ratio")

@@ -218,9 +218,11 @@ class AtomicCheckpoints(Trainer):
         if self.model is None or any(weight.grad is not None for weight in self.model.parameters()):
             return
         names, sums = self._train_means.state()
-        counts = torch.stack([self._tr_loss.detach().double().reshape(()).cpu(), self._newly_skipped.double().cpu()])
-        own = torch.cat([counts, sums.flatten().cpu()]).to(self._tr_loss.device)
-        rows = self.accelerator.gather(own[None])  # (n_processes, 2 + 2 * n_names)
+        parts = (self._tr_loss.detach(), self._newly_skipped, sums)
+        own = torch.cat([part.flatten().cpu().double() for part in parts])[None]
+        if self.args.world_size > 1:
+            own = own.to(self._tr_loss.device)
+        rows = self.accelerator.gather(own)  # (n_processes, 2 + 2 * n_names)
         if self.args.should_save:
             state = {"last_logged_step": self._globalstep_last_logged, "names": names, "sums": rows.tolist()}
             (folder / LOG_STATE_NAME).write_text(json.dumps(state))

@@ -53,7 +53,7 @@ def check_equal_models(captioner: Captioner, reference: Reference, inputs: Batch
     """
     assert output.reference_log_probs is not None
     mean = float((output.log_probs.detach() - output.reference_log_probs).abs().mean())
-    length = float(inputs["captions"]["lengths"].double().mean())
+    length = float(inputs["captions"]["lengths"].float().mean())
     allowed = TOLERANCE_PER_TOKEN[_computing_dtype(captioner)] * length
     logger.info("mean |log-ratio| at the start: %.2g nats (%.2g would be rounding)", mean, allowed)
     if not mean <= allowed:

@@ -32,7 +32,7 @@ from hf_contrastive_caption.objectives import (
     MLEObjective,
     Objective,
 )
-from hf_contrastive_caption.precision import warn_of_slow_autocast
+from hf_contrastive_caption.precision import warn_of_slow_autocast, without_autocast
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import PrecomputedReference, Reference
 from hf_contrastive_caption.reference.adapters import PROMPT_LEARNING
@@ -86,6 +86,11 @@ def check_arguments(
             "reference_processing_class was given without a reference_model; a reference that is a copy of the model "
             "reads captions and images as the model does"
         )
+    if args.model_init_kwargs and not isinstance(model, (str, os.PathLike)):
+        raise ValueError(
+            f"model_init_kwargs={args.model_init_kwargs!r} say how a model is loaded by name, but model is an object; "
+            "load it with them, or give its name"
+        )
     warn_of_slow_autocast(args)
 
 
@@ -105,6 +110,8 @@ def make_captioner(
     if isinstance(model, (str, os.PathLike)):
         arguments = args.model_init_kwargs if trains and isinstance(args.model_init_kwargs, dict) else {}
         model, processing_class = load_parts(model, processing_class=processing_class, trainable=trains, **arguments)
+    if isinstance(model, torch.nn.Module):
+        without_autocast(model)  # of a trainer that had it before
     if trains:
         check_trainable(model)
     if processing_class is None:
@@ -258,6 +265,7 @@ def make_data(
         return None
     if isinstance(dataset, (ContrastiveCaptionDataset, ContrastiveCaptionStream)):
         _check_data(dataset, processors, num_negatives, args)
+        _check_options_of(dataset, args, augment, evaluation=evaluation)
         if isinstance(dataset, ContrastiveCaptionStream):
             _check_stream(dataset, args, evaluation=evaluation)
         # Without what another trainer has attached to it.
@@ -333,6 +341,27 @@ def _check_data(
         )
 
 
+def _check_options_of(
+    data: CaptionData, args: ContrastiveCaptionConfig, augment: Augmentation | None, *, evaluation: bool
+) -> None:
+    """Refuse options that a data set made by the user has answered otherwise, where they were given."""
+    if augment is not None:
+        raise ValueError("augment was given, and a data set that is made already; make it with augment= instead")
+    given: dict[str, tuple[Any, Any]] = {"on_bad_image": (args.on_bad_image, data.on_bad_image)}
+    if not evaluation:
+        given["captions_per_image"] = (args.captions_per_image, data.captions_per_image)
+    defaults = {"on_bad_image": "raise", "captions_per_image": 1}
+    given = {name: pair for name, pair in given.items() if pair[0] != defaults[name]}
+    if args.data_seed is not None:
+        given["data_seed"] = (args.data_seed, data.seed)
+    for name, (asked, made) in given.items():
+        if asked != made:
+            raise ValueError(
+                f"{name} is {asked!r}, but the data set was made with {made!r}, which counts; leave {name} out, or "
+                f"make the data set with {name.removeprefix('data_')}={asked!r}"
+            )
+
+
 def _refuse_streams(dataset: Any) -> None:
     """A stream has captions to compare an image with, and no images to compare a caption with."""
     if isinstance(dataset, (datasets.IterableDataset, ContrastiveCaptionStream)):
@@ -348,6 +377,13 @@ def _check_stream(stream: ContrastiveCaptionStream, args: ContrastiveCaptionConf
     if evaluation and stream.repeat:
         raise ValueError("the evaluation stream was made with repeat=True, so an evaluation would never end")
     if evaluation:
+        whole = args.eval_batch_size * args.world_size
+        if args.world_size > 1 and stream.pad_to % whole:
+            raise ValueError(
+                f"the evaluation stream was made with pad_to={stream.pad_to}, so that Accelerate would fill its last "
+                f"batches up with rows that count twice; make it with pad_to={whole}, the rows of a batch of all "
+                "processes"
+            )
         return
     _check_order_of_stream(args)
     if not stream.repeat:
@@ -382,6 +418,7 @@ def make_evaluation_pool(
         retrieval_pool=pool,
         seed=args.draw_seed,
         score=args.score_weights,
+        on_bad_image=args.on_bad_image,
     )
 
 

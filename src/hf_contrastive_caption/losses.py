@@ -264,7 +264,7 @@ def ranked_first(positive: Tensor, negative: Tensor) -> Tensor:
     Returns:
         Values in [0, 1], (n_positives,): 1 where the positive is strictly the best, 0 where a negative is better, and
         1 / (1 + t) where it is tied with t negatives. A scorer that cannot tell captions apart therefore gets
-        1 / (1 + num_negatives), and not 1. A score that is not a number beats nothing and is beaten by everything.
+        1 / (1 + num_negatives), and not 1. Where one of the scores is not a number it is 0.
     """
     best = positive[:, None]
     tied = (negative == best).sum(dim=1).to(_at_least_float32(positive))

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
 from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+_FORWARDS = ("forward", "_original_forward")
+"""What Accelerate puts into a model itself, where it trains or evaluates one under autocast."""
 
 _ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
@@ -26,6 +33,33 @@ def processor_computes_in(dtype: torch.dtype) -> bool:
     if dtype not in _ASKED or not torch.backends.mkldnn.is_available():
         return True
     return bool(getattr(torch.ops.mkldnn, _ASKED[dtype])())
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating type of a device: float64, but on Apple's GPUs, which have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def without_autocast(model: nn.Module) -> None:
+    """Take the autocast out of a model that Accelerate left in its ``forward``, where it is in force for everybody.
+
+    Such a model computes in lower precision whoever calls it, and its copies do.
+    """
+    if "_original_forward" in vars(model):
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """:func:`without_autocast` for as long as the context lasts."""
+    kept = {name: vars(model)[name] for name in _FORWARDS if name in vars(model)}
+    without_autocast(model)
+    try:
+        yield
+    finally:
+        for name in _FORWARDS:
+            vars(model).pop(name, None)
+        vars(model).update(kept)
 
 
 def warn_of_slow_autocast(args: TrainingArguments) -> None:

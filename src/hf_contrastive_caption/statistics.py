@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hf_contrastive_caption.precision import widest
+
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """A name, and sums and weights, scalars or (n_terms,) both. Their quotients, added up, are what is reported."""
 
@@ -22,7 +24,8 @@ class RunningMeans:
     def add(self, statistics: Statistics) -> None:
         """Add the sums and weights of one batch."""
         for name, (total, weight) in statistics.items():
-            pairs = torch.stack([total.detach().double().reshape(-1), weight.detach().double().reshape(-1)], dim=1)
+            columns = [part.detach().to(widest(part.device)).reshape(-1) for part in (total, weight)]
+            pairs = torch.stack(columns, dim=1)
             self._sums[name] = self._sums[name] + pairs if name in self._sums else pairs
 
     def clear(self) -> None:
@@ -30,7 +33,7 @@ class RunningMeans:
         self._sums = {}
 
     def state(self) -> tuple[list[str], Tensor]:
-        """What was added up on this process: sums and weights of every term, (n, 2) float64, and the names of these.
+        """What was added up on this process: sums and weights of every term, (n, 2), and the names of these.
 
         Names are in their order; one with several terms is there once for each.
         """
@@ -42,7 +45,8 @@ class RunningMeans:
     def load(self, names: Sequence[str], sums: Tensor, device: torch.device | str) -> None:
         """Go on from what :meth:`state` gave, on the device of what will be added."""
         places = {name: [place for place, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
-        self._sums = {name: sums[places[name]].to(device) for name in places}
+        dtype = widest(torch.device(device))
+        self._sums = {name: sums[places[name]].to(device, dtype) for name in places}
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all processes since the last call; names whose weight is 0 are left out.

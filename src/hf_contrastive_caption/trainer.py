@@ -44,6 +44,7 @@ from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRe
 from hf_contrastive_caption.hub.publishing import HubPublishing
 from hf_contrastive_caption.neighbours import make_neighbours
 from hf_contrastive_caption.objectives import ContrastiveObjective, Objective, ObjectiveOutput
+from hf_contrastive_caption.precision import without_autocast
 from hf_contrastive_caption.precomputed import ComputedAhead, training_epochs
 from hf_contrastive_caption.reference import Reference
 from hf_contrastive_caption.reference.replacement import ReferenceRefresh
@@ -53,6 +54,9 @@ from hf_contrastive_caption.reporting import Reporting
 from hf_contrastive_caption.sharding import adapt_fsdp_plugin
 
 logger = logging.getLogger(__name__)
+
+_BY_LOG_RATIOS = ("loss", "margin", "ranked_first", "positive_log_ratio", "negative_log_ratio")
+"""Metrics of an evaluation that depend on the reference."""
 
 
 class ContrastiveCaptionTrainer(HubPublishing, Reporting):
@@ -172,9 +176,10 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
 
     def _prepare_models(self) -> None:
         """Put the reference in its place, find out how to score, and take all noise out of the log-ratio."""
-        if self.reference is not None and self.reference.captioner is not self.captioner:
-            self.reference.captioner.model.to(self.args.device)
-            self.reference.captioner.verify()
+        if self.reference is not None:
+            self.reference.place(self.args.device)
+            if self.reference.captioner is not self.captioner:
+                self.reference.captioner.verify()
         self.captioner.verify()
         if self.args.eval_captions:
             _ = self.captioner.tries  # before Accelerate puts autocast into the model's forward
@@ -211,6 +216,14 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
 
         reference = self.reference
         reference.check_refresh(self.captioner)
+        metric = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        if self.args.load_best_model_at_end and metric in _BY_LOG_RATIOS:
+            logger.warning(
+                "metric_for_best_model=%r is measured against the reference, and begins again with each replacement "
+                "(reference_refresh), so the best of it is that of no one reference; take score (eval_score), "
+                "recall_at_1 or cider_d of eval_captions",
+                metric,
+            )
         refresh = ReferenceRefresh(reference, self.captioner, every, self.args.reference_mixup, replaced)
         self.add_callback(refresh)
         return refresh
@@ -230,7 +243,8 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         self._versions = self._versions or ReferenceVersions(self.reference, self._refresh, str(self.args.output_dir))
         if checkpoint is not None:
             self._versions.restore(checkpoint)
-        self._equal_expected = checkpoint is None and self.reference.equals_target
+            self.reference.equals_target = False
+        self._equal_expected = self.reference.equals_target
 
     def _synchronize(self) -> None:
         """Let every process start from the first one's weights, as DDP does, and from its reference."""
@@ -248,6 +262,13 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         """See :class:`AtomicCheckpoints`; notes which reference the checkpoint belongs to."""
         if self._versions is not None and self.args.should_save:
             self._versions.save(folder)
+
+    def _load_best_model(self) -> None:
+        """See ``Trainer``; a reference that is replaced while training goes back to that checkpoint as well."""
+        super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if self._versions is not None and self._refresh is not None and best is not None:
+            self._versions.restore(best)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """See ``Trainer``. Except for maximum likelihood, all dropout is off until the training ends.
@@ -298,9 +319,16 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         """See ``Trainer``; a plain ``datasets.Dataset`` gets its negatives here."""
         if eval_dataset is None or isinstance(eval_dataset, str):
             self._attach_evaluation_data()
-        else:
-            eval_dataset = self._ahead.attach(self._caption_data(eval_dataset, self.args, evaluation=True))
-        return super().get_eval_dataloader(eval_dataset)
+            return super().get_eval_dataloader(eval_dataset)
+        # With persistent workers Trainer keeps one loader for all data sets that have no name.
+        kept = getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+        data = self._ahead.attach(self._caption_data(eval_dataset, self.args, evaluation=True))
+        loader = super().get_eval_dataloader(data)
+        if self.args.dataloader_persistent_workers:
+            self._eval_dataloaders.pop("eval", None)
+            if kept is not None:
+                self._eval_dataloaders["eval"] = kept
+        return loader
 
     def _attach_evaluation_data(self) -> None:
         """Let the evaluation data read what was computed ahead."""
@@ -314,6 +342,10 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         """See ``Trainer``; a plain ``datasets.Dataset`` gets its negatives here."""
         data = self._caption_data(test_dataset, self.args, evaluation=True)
         return super().get_test_dataloader(self._ahead.attach(data))
+
+    def _prepare_input(self, data: Any) -> Any:
+        """See ``Trainer``; it casts all floats to the model's dtype under DeepSpeed, weights and scores, too."""
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
 
     # Loss ----------------------------------------------------------------------------------------------------------
 
@@ -347,6 +379,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         Raises:
             FloatingPointError: If the loss is not finite; says in which step, for which rows and captions.
         """
+        without_autocast(self.captioner.model)  # which would stay in force after the training, and for this side alone
         with self.accelerator.autocast():
             output = self.objective(self.captioner, model, inputs)
             if model.training:

@@ -258,3 +258,39 @@ def test_copies_stay_apart(tmp_path: Path) -> None:
     assert logged(run, "loss")[1] == pytest.approx(TWO_LN_TWO, abs=1e-6)
     own = {id(weight) for weight in reference.parameters()}
     assert not own & {id(weight) for weight in run.captioner.model.parameters()}
+
+
+def test_the_best_model_comes_back_with_its_reference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {
+        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
+        "load_best_model_at_end": True, "metric_for_best_model": "margin", "greater_is_better": True,
+        "learning_rate": 1e-2, "reference_refresh": 3,
+    }  # fmt: skip
+    for peft_config in (None, lora()):
+        run = trainer(
+            tmp_path / f"{peft_config is None}",
+            options=options,
+            eval_dataset=tiny.caption_dataset(8, seed=1),
+            peft_config=peft_config,
+        )
+        assert "is measured against the reference, and begins again with each replacement" in caplog.text
+        run.train()
+        best = int(str(run.state.best_model_checkpoint).rpartition("-")[2])
+        margins = {entry["step"]: entry["eval_margin"] for entry in run.state.log_history if "eval_margin" in entry}
+        assert margins[best] == max(margins.values())
+        assert run.evaluate()["eval_margin"] == pytest.approx(margins[best], abs=1e-5)
+        assert run.reference is not None and run.reference.version == (1 if best > 3 else 0)
+
+
+def test_a_reference_that_reads_images_otherwise_is_not_replaced(tmp_path: Path) -> None:
+    words, images = tiny.processing()
+    other = copy.deepcopy(images)
+    other.image_mean = [0.0, 0.0, 0.0]
+    given = {"reference_model": tiny.captioner_model(seed=1), "reference_processing_class": (words, other)}
+    with pytest.raises(ValueError, match="the two read captions or images in different ways"):
+        trainer(tmp_path, options={"reference_refresh": 1}, **given)
+    heads = tiny.captioner_model(seed=1, n_head=1)
+    with pytest.raises(ValueError, match="or have configs that differ"):
+        trainer(tmp_path, options={"reference_refresh": 1}, reference_model=heads)
+    dropout = tiny.captioner_model(seed=1, dropout=0.1)
+    trainer(tmp_path, options={"reference_refresh": 1}, reference_model=dropout)

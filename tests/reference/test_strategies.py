@@ -397,3 +397,11 @@ def test_equal_models_give_no_warning(tmp_path: Path, caplog: pytest.LogCaptureF
         for options in ({}, {"bf16": True}, {"gradient_checkpointing": True}):
             trainer(tmp_path, options=options).train()
     assert "should be equal" not in caplog.text
+
+
+def test_stored_weights_of_adapters_go_where_the_model_is(tmp_path: Path) -> None:
+    run = trainer(tmp_path, options={"reference_refresh": 1}, peft_config=lora())
+    assert isinstance(run.reference, AdapterReference) and run.reference.weights()
+    run.reference.place(torch.device("meta"))
+    assert {value.device.type for value in run.reference.weights().values()} == {"meta"}
+    assert {weight.device.type for weight in run.captioner.model.parameters()} == {"cpu"}

@@ -69,5 +69,5 @@ def norms_with_statistics(model: nn.Module) -> list[nn.Module]:
 
 def largest_difference(first: torch.Tensor, second: torch.Tensor) -> float:
     """Largest absolute difference of two tensors of one shape; infinite where one of them is not a number."""
-    difference = (first.double() - second.double()).abs().max().item()
+    difference = (first.cpu().double() - second.cpu().double()).abs().max().item()
     return float("inf") if difference != difference else difference

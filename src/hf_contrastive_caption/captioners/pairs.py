@@ -13,6 +13,7 @@ from hf_contrastive_caption.captioners.batch import Images, caption_batch
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.tries import PrefixTrie, chunks, prefix_trie
 from hf_contrastive_caption.captioners.verification import probe
+from hf_contrastive_caption.precision import widest
 
 DEFAULT_MAX_MEMORY_BYTES = 2 * 2**30
 """Working memory of :class:`PairScorer` unless told otherwise, beside the model and the table of scores."""
@@ -121,7 +122,7 @@ class PairScorer:
         num_images = next(iter(states.values())).shape[0]
         # The longest first: all rows of a piece are as wide as its first one.
         by_length = sorted(range(len(self._distinct)), key=lambda number: -len(self._distinct[number]))
-        scores = torch.empty(num_images, len(self._distinct), dtype=torch.float64, device=captioner.device)
+        scores = torch.empty(num_images, len(self._distinct), dtype=widest(captioner.device), device=captioner.device)
         for image in range(num_images):
             one = {name: value[image : image + 1] for name, value in states.items()}
             first = 0
@@ -129,7 +130,7 @@ class PairScorer:
                 rows = max(1, self.plan.chunk_size // len(self._distinct[by_length[first]]))
                 numbers = by_length[first : first + rows]
                 captions = caption_batch([self._distinct[n] for n in numbers], [0] * len(numbers), captioner.device)
-                scores[image, numbers] = captioner.log_probs(captioner.model, one, captions).double()
+                scores[image, numbers] = captioner.log_probs(captioner.model, one, captions).to(scores.dtype)
                 first += len(numbers)
         return scores
 
@@ -188,13 +189,13 @@ class _Sizes:
         projection = {id(weight): weight for weight in head.parameters() if weight.ndim == 2}
         matrices = [weight for weight in captioner.decoder.parameters() if weight.ndim == 2]
         products = [weight for weight in matrices if id(weight) not in tables | projection.keys()]
-        widest = max((max(weight.shape) for weight in products), default=width)
+        broadest = max((max(weight.shape) for weight in products), default=width)
         images, _ = probe(captioner)
         states = next(iter(captioner.encode({name: value[:1] for name, value in images.items()}).values()))
         itemsize = states.element_size()
         # Activations that are written out in Python hold several copies of the widest layer. With these two factors
         # the peak that benchmarks/self_retrieval.py measures stays within the budget.
-        self.position_bytes = itemsize * ((2 * layers + 4) * width + 13 * widest)
+        self.position_bytes = itemsize * ((2 * layers + 4) * width + 13 * broadest)
         self.image_bytes = states.numel() * itemsize * (2 * layers + 9)
         self._per_position: int = 2 * sum(weight.numel() for weight in (*products, *projection.values()))
         self._per_pair: float = 4 * layers * width * _ATTENTION_SLOWDOWN if captioner.nodes_attend else 0

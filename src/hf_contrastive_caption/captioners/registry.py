@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import (
     BaseImageProcessor,
@@ -205,6 +206,22 @@ def prompt_or(prompt: str | None, model: nn.Module, processing_class: Any, other
 def has_captioner(config: PreTrainedConfig) -> bool:
     """Whether models of a config are captioners that are known."""
     return any(config_class in _CAPTIONERS for config_class in type(config).__mro__)
+
+
+def check_architecture(config: PreTrainedConfig, name: str) -> None:
+    """Refuse weights of a model that has a captioner's config and is none: what it lacks would be random numbers.
+
+    Raises:
+        TypeError: If they were saved from another class of transformers.
+    """
+    found = (_CAPTIONERS.get(config_class) for config_class in type(config).__mro__)
+    served = _MODELS.get(next(filter(None, found), Captioner))
+    saved = [getattr(transformers, one, None) for one in config.architectures or ()]
+    if served and saved and not any(one is None or issubclass(one, served) for one in saved):
+        raise TypeError(
+            f"{name} holds a {' and a '.join(config.architectures or ())}, which writes no captions; give a "
+            f"{' or a '.join(one.__name__ for one in served)}"
+        )
 
 
 def unknown_captioner(config: PreTrainedConfig, name: str) -> str:

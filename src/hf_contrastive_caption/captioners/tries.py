@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_contrastive_caption.precision import widest
+
 
 class PrefixTrie(NamedTuple):
     """Captions as a tree: nodes are inputs of the decoder, edges are the tokens that are scored.
@@ -48,8 +50,8 @@ class PrefixTrie(NamedTuple):
         return PrefixTrie(*(value.to(device) for value in self))
 
     def sum_paths(self, edge_values: Tensor) -> Tensor:
-        """Sum values of edges along every caption: (n_images, n_edges) to (n_images, n_captions), in float64."""
-        values = edge_values.double().index_select(1, self.paths)  # (n_images, n_tokens)
+        """Sum values of edges along every caption: (n_images, n_edges) to (n_images, n_captions), widened first."""
+        values = edge_values.to(widest(edge_values.device)).index_select(1, self.paths)  # (n_images, n_tokens)
         caption = torch.repeat_interleave(
             torch.arange(self.lengths.shape[0], device=values.device), self.lengths, output_size=values.shape[1]
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,7 @@ from hf_contrastive_caption.captioners.batch import CaptionBatch, Images, captio
 from hf_contrastive_caption.captioners.determinism import evaluation_mode, largest_difference
 from hf_contrastive_caption.captioners.packing import sum_by_caption
 from hf_contrastive_caption.captioners.tries import prefix_trie
+from hf_contrastive_caption.precision import plain_forward
 
 if TYPE_CHECKING:
     from hf_contrastive_caption.captioners.base import Captioner
@@ -46,9 +49,16 @@ def verify(captioner: Captioner) -> None:
     Raises:
         ValueError: If none agrees, the decoder is not causal, or ``packing="packed"`` was asked for and is not exact.
     """
-    no_autocast = torch.autocast(captioner.device.type, enabled=False)
-    with evaluation_mode(captioner.model), torch.no_grad(), no_autocast:
+    with _plainly(captioner):
         _choose(captioner)
+
+
+@contextmanager
+def _plainly(captioner: Captioner) -> Iterator[None]:
+    """Without noise, gradients and autocast, whatever the model is in the middle of."""
+    no_autocast = torch.autocast(captioner.device.type, enabled=False)
+    with evaluation_mode(captioner.model), plain_forward(captioner.model), torch.no_grad(), no_autocast:
+        yield
 
 
 def _choose(captioner: Captioner) -> None:
@@ -88,8 +98,7 @@ def check_states(captioner: Captioner) -> None:
     Raises:
         ValueError: If they do not.
     """
-    no_autocast = torch.autocast(captioner.device.type, enabled=False)
-    with evaluation_mode(captioner.model), torch.no_grad(), no_autocast:
+    with _plainly(captioner):
         images, captions = probe(captioner)
         scores, again = (
             captioner._token_log_probs(captioner.model, each, captions) for each in (images, captioner.encode(images))
@@ -104,15 +113,15 @@ def check_states(captioner: Captioner) -> None:
 
 def exact_tries(captioner: Captioner) -> bool:
     """Whether scores by prefix tries agree with plain ones on this very model; says so once where they do not."""
-    no_autocast = torch.autocast(captioner.device.type, enabled=False)
-    with evaluation_mode(captioner.model), torch.no_grad(), no_autocast:
+    with _plainly(captioner):
         images, captions = _branching_probe(captioner)
         score = captioner.trie_scorer(images)
         if score is None:
             return False
         pairs = [(ids, image) for image in range(2) for ids in captions]
         batch = caption_batch([ids for ids, _ in pairs], [image for _, image in pairs], captioner.device)
-        plain = sum_by_caption(captioner.reference_log_probs(images, batch).double(), batch["lengths"]).view(2, -1)
+        each = captioner.reference_log_probs(images, batch).cpu().double()
+        plain = sum_by_caption(each, batch["lengths"].cpu()).view(2, -1)
         start = captioner.start_token_id
         if len(captions) < 2:  # a decoder with one position: there is nothing to share
             return False
@@ -155,8 +164,8 @@ def _report(captioner: Captioner, tried: list[str]) -> None:
 
 def _disagreement(scores: Tensor, plain: Tensor, captions: CaptionBatch, per_token: float) -> tuple[float, float]:
     """Largest difference of a caption's score, and what is allowed for the caption in which it occurs."""
-    lengths = captions["lengths"]
-    difference = sum_by_caption(scores.double() - plain.double(), lengths).abs()
+    lengths = captions["lengths"].cpu()
+    difference = sum_by_caption(scores.cpu().double() - plain.cpu().double(), lengths).abs()
     worst = int(torch.nan_to_num(difference / lengths, nan=float("inf")).argmax())
     return float(torch.nan_to_num(difference[worst], nan=float("inf"))), per_token * int(lengths[worst])
 

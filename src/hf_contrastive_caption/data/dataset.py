@@ -167,6 +167,11 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         return self._rules.augment is not None
 
     @property
+    def on_bad_image(self) -> OnBadImage:
+        """What is done with an image that does not open."""
+        return self._rules.on_bad_image
+
+    @property
     def epoch(self) -> int:
         """The epoch of examples that are asked for by row."""
         return self._epoch.get()

@@ -125,6 +125,11 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
         self._dataset = _undecoded(own, self.columns)
 
     @property
+    def on_bad_image(self) -> OnBadImage:
+        """What is done with an image that does not open."""
+        return self._rules.on_bad_image
+
+    @property
     def epoch(self) -> int:
         """The epoch of the next pass; with ``repeat``, of the first of the next passes."""
         return self._epoch.get()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from huggingface_hub import cached_assets_path
@@ -65,7 +65,7 @@ class ShardStore:
             if value.shape[0] != items:
                 raise ValueError(f"shard {shard} has {items} items, but {name} has {value.shape[0]}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = self.folder / f".{shard}-{os.getpid()}"
+        scratch = self.folder / f".{shard}-{uuid4().hex}"
         save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, scratch, {"key": self.key})
         scratch.replace(self._file(shard))
 
@@ -129,7 +129,7 @@ def folder_for(kind: str, depends_on: dict[str, Any], directory: str | None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / ABOUT
     if not about.is_file():
-        scratch = folder / f".about-{os.getpid()}"
+        scratch = folder / f".about-{uuid4().hex}"
         scratch.write_text(json.dumps({"kind": kind, **depends_on}, indent=2) + "\n")
         scratch.replace(about)
     return folder, key

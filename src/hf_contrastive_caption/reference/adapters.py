@@ -88,6 +88,11 @@ class AdapterReference(Reference):
         """See :meth:`Reference.weights`."""
         return self._state or {}
 
+    def place(self, device: torch.device) -> None:
+        """See :meth:`Reference.place`; the model itself is the target, which the trainer places."""
+        if self._state is not None:
+            self._state = {name: value.to(device) for name, value in self._state.items()}
+
     def identity(self) -> str:
         """See :meth:`Reference.identity`."""
         if self._state is None:
@@ -171,6 +176,9 @@ class TargetReference(Reference):
     def __init__(self, captioner: Captioner) -> None:
         super().__init__(captioner, equals_target=True)
         self.shares_vision = True
+
+    def place(self, device: torch.device) -> None:
+        """See :meth:`Reference.place`; it is the target, which the trainer places."""
 
     @property
     def description(self) -> str:

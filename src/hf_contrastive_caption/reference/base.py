@@ -93,6 +93,10 @@ class Reference(ABC):
     def digest(self) -> str:
         """A hash of what it computes with; equal hashes give equal scores."""
 
+    def place(self, device: torch.device) -> None:
+        """Put all that it computes with on a device."""
+        self.captioner.model.to(device)
+
     def weights(self) -> dict[str, Tensor]:
         """The tensors that only the reference has; every process must hold the same."""
         return {}

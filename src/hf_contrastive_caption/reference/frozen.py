@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, Images
 from hf_contrastive_caption.captioners.determinism import restore_dropout
-from hf_contrastive_caption.fingerprints import model_digest
+from hf_contrastive_caption.fingerprints import model_digest, settings_of
 from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.reference.base import Reference, average_
 from hf_contrastive_caption.sharding import full_tensor, is_sharded, whole_copy
@@ -77,6 +77,14 @@ class FrozenReference(Reference):
                 f"({self.captioner.name} and {target.name}; {len(differ)} weights differ in name or shape). Leave "
                 "reference_refresh out, or leave reference_model out to start from a copy of the target"
             )
+        if not self.captioner.processor.reads_like(target.processor) or _computing(self.captioner) != _computing(
+            target
+        ):
+            raise ValueError(
+                "reference_refresh replaces the weights of the reference by those of the target, but the two read "
+                "captions or images in different ways, or have configs that differ, so that it would not become the "
+                "target. Leave reference_refresh out, or leave reference_model out to start from a copy of the target"
+            )
 
     def refresh(self, target: Captioner, mixup: float) -> None:
         """See :meth:`Reference.refresh`; every process gathers the weights of a sharded target."""
@@ -132,3 +140,14 @@ def differing(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
         for name in own.keys() | theirs.keys()
         if name not in own or name not in theirs or own[name].shape != theirs[name].shape
     )
+
+
+def _computing(captioner: Captioner) -> tuple[Any, int]:
+    """What a captioner computes beside its weights; without dropout, which is off."""
+    return _without_dropout(settings_of(captioner.base_model.config)), captioner.start_token_id
+
+
+def _without_dropout(settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    return {name: _without_dropout(value) for name, value in settings.items() if "drop" not in name}

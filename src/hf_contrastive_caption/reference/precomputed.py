@@ -47,6 +47,10 @@ class PrecomputedReference(Reference):
         """See :meth:`Reference.log_probs`."""
         return self.scorer.log_probs(images, captions)
 
+    def place(self, device: torch.device) -> None:
+        """See :meth:`Reference.place`; until it is released."""
+        self.scorer.place(device)
+
     @contextmanager
     def in_place(self) -> Iterator[Captioner]:
         """See :meth:`Reference.in_place`; until it is released."""

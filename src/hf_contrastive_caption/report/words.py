@@ -67,7 +67,7 @@ def score_captions(
             images = captioner.placed(processor.process_images([pool[number] for number in numbers]))
             ids = processor.tokenize(texts).input_ids
             batch = caption_batch(ids, owners, captioner.device)
-            tokens = captioner.token_log_probs(captioner.model, images, batch).double().cpu()
+            tokens = captioner.token_log_probs(captioner.model, images, batch).cpu().double()
             found = [
                 _by_word(processor, text, own_ids, own.numpy())
                 for text, own_ids, own in zip(texts, ids, tokens.split([len(one) for one in ids]), strict=True)
