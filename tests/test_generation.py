@@ -202,3 +202,15 @@ def test_blip_stops_at_its_separator_alone():
     assert caption_images(model, captioner.processor, images) == expected
     with pytest.raises(ValueError, match=r"eos_token_id is \[9, 2\], but BLIP"):
         caption_images(model, captioner.processor, images, eos_token_id=[9, tiny.EOS])
+
+
+def test_no_image_is_skipped_where_captions_belong_to_images_by_place(model, processor):
+    damaged = [*tiny.images(2), b"no image"]
+    captioner = captioner_for(model, processor)
+    with pytest.raises(ValueError, match="images are skipped by captioner.stream"):
+        captioner.caption(damaged, on_bad_image="skip")
+    with pytest.raises(ValueError, match="images are skipped by captioner.stream"):
+        caption_images(model, processor, damaged, on_bad_image="skip")
+    assert len(list(captioner.stream(damaged, on_bad_image="skip", max_new_tokens=3))) == 2
+    with pytest.raises(ValueError, match="Image 2: an image of 8 bytes does not open"):
+        captioner.caption(damaged, on_bad_image="raise")

@@ -101,6 +101,7 @@ def caption_images(
         TypeError: If the model cannot generate, or ``images`` is not what is accepted.
     """
     _with_generate(model)
+    _skip_none(generate_kwargs)
     captioner = captioner_for(model, processor, prompt=prompt)
     found = stream_captions(captioner, images, batch_size=batch_size, progress=progress, **generate_kwargs)
     return [one.caption for one in found]
@@ -115,12 +116,22 @@ def caption_with(
             f"{os.fspath(images)} is a folder; captioner.stream({os.fspath(images)!r}) captions its images one after "
             "the other"
         )
+    _skip_none(options)
     found = stream_captions(captioner, images, return_log_probs=return_log_probs, **options)
     if return_log_probs:
         scored = [ScoredCaption(one.caption, one.log_prob) for one in found if one.log_prob is not None]
         return scored[0] if is_one_image(images) else scored
     captions = [one.caption for one in found]
     return captions[0] if is_one_image(images) else captions
+
+
+def _skip_none(options: dict[str, Any]) -> None:
+    """Refuse to leave images out where captions belong to images by their place."""
+    if options.pop("on_bad_image", "raise") != "raise":
+        raise ValueError(
+            "images are skipped by captioner.stream(images, on_bad_image='skip') alone, which gives each caption with "
+            "its image; here there is one caption for each image"
+        )
 
 
 def stream_captions(

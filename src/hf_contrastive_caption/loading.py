@@ -28,6 +28,7 @@ import hf_contrastive_caption.models  # noqa: F401  # registers the paper's mode
 from hf_contrastive_caption.captioners.base import Captioner
 from hf_contrastive_caption.captioners.registry import (
     captioner_for,
+    check_architecture,
     has_captioner,
     prompt_or,
     takes_prompt,
@@ -110,6 +111,7 @@ def load_parts(
     config = _config(source, base_kwargs)
     if not has_captioner(config):
         raise TypeError(unknown_captioner(config, source))
+    check_architecture(config, source)
     model: Any = load_model(source, **base_kwargs)
     if adapter:
         model = PeftModel.from_pretrained(model, name, is_trainable=trainable, **where)

@@ -74,7 +74,7 @@ class Reporting(Seq2SeqTrainer):
             logs.update(means)
             if self._start_log_ratio is not None:
                 logs["start_log_ratio"], self._start_log_ratio = self._start_log_ratio, None
-            if self.args.on_bad_image == "skip":
+            if _skips(self.train_dataset):
                 logs["skipped_images"] = self._count_skipped()
             logs.update(self._hard_negatives())
         super().log(logs, start_time)
@@ -131,7 +131,7 @@ class Reporting(Seq2SeqTrainer):
         means = self._eval_means.pop(self.accelerator)
         if "loss" not in means:
             raise ValueError("nothing was evaluated: the data set has no rows, or none of its images opens")
-        if self.args.on_bad_image == "skip":
+        if _skips(dataloader.dataset):
             skipped = self._eval_skipped.to(self.args.device)
             means["skipped_images"] = int(self.accelerator.reduce(skipped, reduction="sum"))
         means |= self._caption_metrics(dataloader, metric_key_prefix)
@@ -171,7 +171,11 @@ class Reporting(Seq2SeqTrainer):
         if not self.args.eval_captions or not isinstance(data, ContrastiveCaptionDataset):
             return {}
         pool = self._evaluation_pool(data)
-        found = pool.evaluate(self.captioner, self.args.per_device_eval_batch_size, **generation_arguments(self.args))
+        given = {name: value for name, value in getattr(self, "_gen_kwargs", {}).items() if value is not None}
+        if "max_length" in given:  # of evaluate(), or generation_max_length under the name that Trainer gives it
+            given["max_new_tokens"] = given.pop("max_length")
+        arguments = {**generation_arguments(self.args), **given}
+        found = pool.evaluate(self.captioner, self.args.per_device_eval_batch_size, **arguments)
         key = f"{prefix}_distinct_share"
         warn_of_collapse(found.metrics["distinct_share"], [log[key] for log in self.state.log_history if key in log])
         if self.is_world_process_zero():
@@ -195,6 +199,9 @@ class Reporting(Seq2SeqTrainer):
         **options: Any,
     ) -> CaptionerComparison:
         """Compare the model as it is now with its reference: numbers, and images with both captions.
+
+        A reference that was replaced while training is the last one, and is called so;
+        :func:`compare_captioners` compares with the captioner that the training began from.
 
         Args:
             dataset: One split with images and captions, or what :func:`evaluation_images` made of it;
@@ -223,7 +230,7 @@ class Reporting(Seq2SeqTrainer):
             reference.in_place,
             lambda: nullcontext(self.captioner),
             self._images_to_compare(dataset),
-            ("reference", "tuned"),
+            (f"reference, replaced {reference.version} times" if reference.version else "reference", "tuned"),
             shown,
             tuple(self.state.log_history),
             {**defaults, **generation_arguments(self.args), **options},
@@ -237,7 +244,7 @@ class Reporting(Seq2SeqTrainer):
             return dataset
         if dataset is not None:
             args = self.args
-            return evaluation_images(dataset, args.image_column, args.caption_columns, args.image_id_column)
+            return self._opening(dataset, (args.image_column, args.caption_columns, args.image_id_column))
         data = self._evaluation_sets()
         if len(data) != 1 or not isinstance(data[0], ContrastiveCaptionDataset):
             raise ValueError(
@@ -245,7 +252,11 @@ class Reporting(Seq2SeqTrainer):
                 "length; pass dataset="
             )
         columns = data[0].columns
-        return evaluation_images(data[0].source, columns.image, columns.captions, columns.image_id)
+        return self._opening(data[0].source, (columns.image, columns.captions, columns.image_id))
+
+    def _opening(self, dataset: datasets.Dataset, columns: tuple[Any, Any, Any]) -> EvaluationImages:
+        images = evaluation_images(dataset, *columns, on_bad_image=self.args.on_bad_image)
+        return images.that_open() if self.args.on_bad_image == "skip" else images
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not available: there are no logits to return.
@@ -257,3 +268,8 @@ class Reporting(Seq2SeqTrainer):
             "predict() returns logits, and none are kept. For the metrics of a test split call evaluate(split, "
             'metric_key_prefix="test"); for captions call caption_images(model, processor, images)'
         )
+
+
+def _skips(data: Any) -> bool:
+    """Whether images of a data set that do not open are skipped; its own word counts, where the user made it."""
+    return isinstance(data, (ContrastiveCaptionDataset, ContrastiveCaptionStream)) and data.on_bad_image == "skip"

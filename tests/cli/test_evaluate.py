@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
+from transformers import BlipForImageTextRetrieval
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.cli.evaluate import load_retriever
@@ -18,8 +19,10 @@ from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.report import CaptionerReport
+from hf_contrastive_caption.loading import load_parts
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 from hf_contrastive_caption.report import compare_captioners
+from tests.families.blip import blip_model
 from tests.families.chat import PROMPT, llava_model, llava_processing
 
 pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")
@@ -117,6 +120,7 @@ def test_in_a_terminal_the_table_is_drawn(folder, monkeypatch):
         (["--data", "missing"], 1, "missing does not exist"),
         (["--data", "data", "--split", "dev"], 1, "there is no split 'dev'"),
         (["--data", "data", "--k", "1,x"], 2, "no list of whole numbers"),
+        (["--data", "data", "--k", "", "--retriever", "reference"], 1, "a retriever was given, and no k"),
         (["--data", "data", "--metrics", "spice"], 2, "metrics must be one or more of"),
         (["--data", "data", "--out", "nowhere/report.json"], 2, "the folder of 'nowhere/report.json' does not exist"),
         (["--data", "data", "--reference-prompt", "Say it."], 2, "of --reference is asked, and there is none"),
@@ -171,3 +175,20 @@ def test_a_retriever_is_asked_what_the_captioner_is_asked(tmp_path: Path):
     assert isinstance(load_retriever(str(tmp_path / "adapter")), Captioner)
     with pytest.raises(ValueError, match="no_such"):
         load_retriever("./no_such")
+
+
+def test_recall_at_more_than_there_are_images_is_left_out_and_said(folder, capsys):
+    words = ("--images", 3, "--k", 5, "--metrics", "rouge_l", "--max-new-tokens", 4, "--num-beams", 1)
+    assert run(folder / "tuned", "--data", folder / "data", *words) == 0
+    shown = capsys.readouterr().out
+    assert "Left out: recall: of 3 or more among 3 images" in " ".join(shown.split())
+
+
+def test_a_matching_model_is_no_captioner(tmp_path):
+    """It has the config of one, and no decoder: the captioner's would be new and random."""
+    config = blip_model().config
+    BlipForImageTextRetrieval(config).save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="holds a BlipForImageTextRetrieval, which writes no captions; give"):
+        load_retriever(str(tmp_path))
+    blip_model().save_pretrained(tmp_path / "captioner")
+    assert load_parts(tmp_path / "captioner", processing_class=(1, 2))[1] == (1, 2)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Image
 from transformers import TrainerCallback
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer
 from hf_contrastive_caption.cli.interruption import StopOnInterrupt
 from hf_contrastive_caption.cli.train import going_on, read_request
 from hf_contrastive_caption.data.files import load_splits
-from hf_contrastive_caption.loading import load_model
+from hf_contrastive_caption.loading import load_captioner, load_model
 from tests import tiny
 from tests.cli.commands import run, workplace
 from tests.training import trainer
@@ -86,11 +87,13 @@ def test_a_file_and_words_do_what_the_trainer_does_in_python(place, tmp_path, ca
         ((), 6),
         (("--report-images", 4), 4),
         (("--report-images", 0), 0),
-        (("--objective", "mle"), 0),
-        (("--objective", "introspective", "--mle-weight", 0.5), 0),
+        (("--objective", "mle"), 6),
+        (("--objective", "introspective", "--mle-weight", 0.5), 6),
+        (("--precompute-reference", "--precomputed-dir", "ahead"), 6),
     ],
 )
-def test_the_page_at_the_end(place, tmp_path, capsys, words, images):
+def test_the_page_at_the_end(place, tmp_path, capsys, monkeypatch, words, images):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     assert run("train", *needed(place, out), "--max-steps", 1, *words) == 0
     shown = capsys.readouterr().out
@@ -100,7 +103,48 @@ def test_the_page_at_the_end(place, tmp_path, capsys, words, images):
         assert page.read_text(encoding="utf-8").count("<article") == images
         assert "16 rows of the split 'train', compared on 6 of 'validation'" in shown
     else:
-        assert ("contrastive-caption compare" in shown) == ("mle" not in words)
+        said = f"contrastive-caption compare {place / 'model'} {out} --data {place / 'data'} --split validation"
+        assert said in shown.replace("\n", " ")
+
+
+def test_after_a_replacement_it_is_compared_with_what_the_training_began_from(place, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("--max-steps", 3, "--learning-rate", 1e-2, "--reference-refresh", 1)
+    assert run("train", *needed(place, out), *words) == 0
+    before = load_captioner(place / "model").caption(list(load_splits(place / "data")["validation"]["image"]))
+    compared = json.loads((out / "_report" / "comparison.json").read_text())
+    assert compared["reference"]["captions"] == before
+    assert compared["target"]["captions"] != before
+    assert capsys.readouterr().out.count("could not be compared") == 0
+
+
+def test_images_that_do_not_open_are_skipped_at_the_end_too(place, tmp_path, capsys, caplog):
+    rows = {
+        name: split.cast_column("image", Image(decode=False)) for name, split in load_splits(place / "data").items()
+    }
+    (tmp_path / "data").mkdir()
+    for name, split in rows.items():
+        content = split.to_list()
+        content[3]["image"] = {"bytes": b"no image", "path": None}
+        damaged = Dataset.from_list(content, features=split.features)
+        damaged.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    out = tmp_path / "out"
+    words = ("--max-steps", 2, "--eval-strategy", "steps", "--eval-steps", 1, "--eval-captions", 5)
+    data = ("--data", tmp_path / "data")
+    assert run("train", *needed(place, out), *data, *words, "--on-bad-image", "skip") == 0
+    assert (out / "_report" / "index.html").read_text(encoding="utf-8").count("<article") == 5
+    assert "1 of 6 images do not open and are left out: Image 3: an image of 8 bytes does not open" in caplog.text
+    assert run("train", *needed(place, tmp_path / "other"), *data, *words) == 1
+    assert "an image of 8 bytes does not open" in capsys.readouterr().err
+
+
+def test_what_can_be_compared_is_said(place, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    load_splits(place / "data")["train"].to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    words = ("--data", tmp_path / "data", "--max-steps", 1)
+    assert run("train", *needed(place, tmp_path / "out"), *words) == 0
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert "compared on" not in shown and "on images that it was not trained on:" in shown and "OTHER_DATA" in shown
 
 
 def test_an_adapter(place, tmp_path, capsys):
@@ -127,6 +171,7 @@ def test_an_adapter(place, tmp_path, capsys):
         (["--num-processes", "2"], 2, "--accelerate-config with it"),
         (["--eval-split", "validation", "--report-images", "0"], 2, "add --eval-strategy"),
         (["--resume", "--resume-from-checkpoint", "x"], 2, "say the same"),
+        (["--card-images", "13"], 2, "a model card shows at most 12"),
         (["--train-split", "dev"], 1, "there is no split 'dev'"),
         (["--eval-strategy", "epoch", "--eval-split", "dev"], 1, "there is no split 'dev'"),
         (["--data", "no/such/folder"], 1, "no/such/folder does not exist"),

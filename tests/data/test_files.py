@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_contrastive_caption.data.files import choose_split, load_splits
+from tests import tiny
 
 
 def test_a_parquet_file_and_a_folder_of_them(tmp_path):
@@ -36,5 +39,24 @@ def test_the_split_to_evaluate_on():
     assert name == "train" and split["caption"][:] == ["train"]
     with pytest.raises(ValueError, match="no split 'dev'; there are train, test"):
         choose_split(splits("train", "test"), "dev")
-    with pytest.raises(ValueError, match="'a', 'b'; give one split"):
+    with pytest.raises(ValueError, match="there are the splits a, b, and none called test or validation"):
         choose_split(splits("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["folder of parquet files", "parquet file", "images", "images in splits"])
+def test_brackets_in_a_path_are_brackets(tmp_path, kind):
+    place = tmp_path / "photos [2019] *"
+    place.mkdir()
+    if "parquet" in kind:
+        rows = Dataset.from_dict({"caption": ["one", "two"]})
+        rows.to_parquet(place / "train.parquet")
+        found = load_splits(place if kind.startswith("folder") else place / "train.parquet")["train"]
+        assert found["caption"][:] == ["one", "two"]
+        return
+    folder = place if kind == "images" else place / "train"
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(tiny.images(2)):
+        image.save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{number}.png", "caption": f"number {number}"}) for number in range(2)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    assert sorted(load_splits(place)["train"]["caption"][:]) == ["number 0", "number 1"]

@@ -67,7 +67,8 @@ def test_differences_equal_plain_loops(rows: list[tuple[float, float]]) -> None:
     assert difference.low == pytest.approx(plain_quantile(replicates, 0.025), abs=1e-9)
     assert difference.high == pytest.approx(plain_quantile(replicates, 0.975), abs=1e-9)
     below, above = (sum(value <= 0 for value in replicates), sum(value >= 0 for value in replicates))
-    assert difference.p_value == pytest.approx(min(1.0, max(2 * min(below, above), 1) / 60), abs=1e-12)
+    least = max(1 / 60, 2 / 2 ** len(rows))
+    assert difference.p_value == pytest.approx(min(1.0, max(2 * min(below, above) / 60, least)), abs=1e-12)
 
 
 def test_resamples_draw_every_item_as_often_with_replacement() -> None:
@@ -145,7 +146,14 @@ def test_no_difference_at_all() -> None:
 
 @pytest.mark.parametrize(("low", "high", "real"), [(0.1, 2, True), (-2, -0.1, True), (-1, 1, False), (0, 1, False)])
 def test_a_difference_is_real_if_its_interval_leaves_zero_out(low: float, high: float, real: bool) -> None:
-    assert Difference((low + high) / 2, low, high, 0.5).is_real is real
+    assert Difference((low + high) / 2, low, high, 0.04).is_real is real
+
+
+@pytest.mark.parametrize(("images", "p_value", "real"), [(1, 1.0, False), (5, 1 / 16, False), (6, 1 / 32, True)])
+def test_a_few_images_that_all_agree_show_what_a_sign_test_would(images: int, p_value: float, real: bool) -> None:
+    difference = Bootstrap(images).difference(STATISTICS["mean"], [np.ones(images)], [np.zeros(images)])
+    assert (difference.low, difference.high, difference.p_value) == (1, 1, p_value)
+    assert difference.is_real is real
 
 
 def test_one_item_and_constant_values_have_no_width() -> None:

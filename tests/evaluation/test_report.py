@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from hf_contrastive_caption.evaluation.metrics.invention import invented_words
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_table
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
+from hf_contrastive_caption.writing import write_whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")
 METRICS = ("cider_d", "bleu", "rouge_l")
@@ -244,3 +248,24 @@ def test_a_measure_is_shown_on_its_scale():
     )
     ranks = Measure.of(Bootstrap(3, 10), "median rank", "median", [1.0, 2.0, 5.0], better="lower")
     assert ranks.value == 2.0 and ranks.text().startswith("2 (")
+
+
+def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "report.json"
+    write_whole(file, "old")
+
+    def killed(self: Path, *args: Any, **kwargs: Any) -> None:
+        with self.open("w") as half:
+            half.write("ne")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_whole(file, "new")
+    assert file.read_text() == "old"
+    (tmp_path / "link.json").symlink_to(file)
+    write_whole(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink() and file.read_text() == "new"
+    write_whole(Path(os.devnull), "anything")
+    assert not Path(os.devnull).is_file()

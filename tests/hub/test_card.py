@@ -21,7 +21,7 @@ from hf_contrastive_caption import CaptionerReport, captioner_for, evaluate_capt
 from hf_contrastive_caption.hub import CardContent, CardExample
 from hf_contrastive_caption.hub.card import card_metadata, render_card, write_card
 from hf_contrastive_caption.hub.facts import Origin, TrainingFacts, adapter_kind, data_origin, usage_of
-from hf_contrastive_caption.hub.markdown import escape
+from hf_contrastive_caption.hub.markdown import Markdown, escape
 from tests import tiny
 from tests.families import FAMILIES, Family
 from tests.hub.test_push import run_code
@@ -159,6 +159,22 @@ class TestFacts:
         assert "plus the mean of −ln σ(−βG)" in card and "To it is added, weighted, the negative" in card
         assert "| weight of the likelihood of captions | 0.5 |" in card.splitlines()
         assert "ν" not in card and "terms of the loss" not in card
+
+    def test_a_reference_that_was_replaced_is_not_called_frozen(
+        self, tmp_path: Path, reports: tuple[CaptionerReport, CaptionerReport]
+    ) -> None:
+        options = {"reference_refresh": 20, "reference_mixup": 0.25, "negatives": "mixed", "hard_negative_share": 0.3}
+        facts = trainer(tmp_path, options=options).training_facts()
+        example = [(Markdown("card/example-01.webp"), "one", "two")]
+        before, after = reports
+        card = render_card(facts, CardContent(before, after), example, name="n", repository="me/n", curves=False)
+        assert "against a reference that was replaced while it trained" in card and "frozen reference" not in card
+        assert "| hash of the reference's weights and settings at the start |" in card
+        assert (
+            "| reference replaced every | 20 steps, by 0.25 of the model and the rest of itself |" in card.splitlines()
+        )
+        assert "| negatives of images that are near | 30 % |" in card.splitlines()
+        assert "| image | old | new |" in card.splitlines()  # the old one may be the last reference
 
     def test_introspective_learning_has_no_reference(self, tmp_path: Path) -> None:
         card = card_of(trainer(tmp_path, options={"objective": "introspective"}).training_facts())

@@ -61,3 +61,15 @@ def test_svg_has_no_fixed_colours_and_png_is_a_picture(tmp_path: Path):
     to_png(figure, tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as picture:
         assert picture.width > 500
+
+
+def test_names_are_shown_as_they_are():
+    ranks = Ranks.of([0, 0], [0, 0], 2)
+    figure = recall_chart(ranks, ranks, ("_m1$x_", "run$\\q$"))
+    assert [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()] == [
+        "_m1$x_",
+        "run$\\q$",
+        "chance",
+    ]
+    shown = to_svg(figure, "names")
+    assert "_m1$x_" in shown and "run$\\q$" in shown

@@ -17,7 +17,7 @@ from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.evaluation.retrieval.ranking import rival_images
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 from hf_contrastive_caption.report import compare_captioners
-from hf_contrastive_caption.report.comparison import NUM_NEGATIVES
+from hf_contrastive_caption.report.comparison import NUM_NEGATIVES, stored_log
 from tests import tiny
 from tests.families.chat import PROMPT, llava_model, llava_processing
 from tests.report.conftest import OPTIONS
@@ -189,3 +189,18 @@ class TestTrainer:
         run.train()
         with pytest.raises(ValueError, match="has left memory .*compare by name"):
             run.compare_with_reference(data)
+
+
+def test_references_that_say_the_same_are_no_negatives_of_each_other(captioners, data):
+    same = data.remove_columns("captions").add_column("captions", [[text] for text in ["A dog.", "a  dog"] * 6])
+    comparison = compare_captioners(*captioners, same, **{**OPTIONS, "metrics": ("rouge_l",)})
+    assert len(comparison.images) == 12 and len(comparison.negatives) == 0
+
+
+def test_a_log_is_only_looked_for(tmp_path, caplog):
+    for name in ("checkpoint-best", "checkpoint-9", "checkpoint-10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": name}]}))
+    assert stored_log(tmp_path) == [{"step": "checkpoint-10"}]
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{")
+    assert stored_log(tmp_path) == () and "checkpoint-10/trainer_state.json cannot be read" in caplog.text

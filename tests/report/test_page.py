@@ -195,3 +195,13 @@ class TestInABrowser:
                 with Image.open(shot) as picture:
                     assert len(set(picture.convert("RGB").resize((64, 64)).getdata())) > 100
         assert papers == ["rgb(255, 255, 255)", "rgb(13, 17, 23)", "rgb(255, 255, 255)"]
+
+
+def test_invented_words_are_found_in_what_stands_between_spaces(comparison: CaptionerComparison) -> None:
+    text = "the dog's \u201cball\u201d runs\u2014fast STRASSE."
+    shown = replace(
+        comparison.images[0].target,
+        words=tuple(Word(word, 0.1) for word in [*text.split(), ""]),
+        invented=("dog", "ball", "fast", "strasse"),
+    )
+    assert [word.invented for word in shaded_words(shown, 1.0)] == [False, True, True, True, True, False]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
@@ -38,7 +40,10 @@ def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
         WrongUseError: If there are no such images.
         BadImageError: If an image does not open, unless these are skipped, or if all of them were skipped.
     """
-    out = sys.stdout if out is None else out
+    if out is None:
+        out = sys.stdout
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="surrogateescape")  # names of files may be any bytes, and are printed as they are
     check_named(options.images)
     captions_of = load_captions_of(options)
     visible = sys.stderr.isatty()
@@ -118,6 +123,7 @@ def _line(path: str, found: Captioned, options: CaptionOptions) -> str:
     caption, score = found
     if options.as_json:
         content: dict[str, Any] = {"image": path, "caption": caption}
-        return json.dumps(content if score is None else {**content, "log_prob": score}, ensure_ascii=False)
+        escaped = re.search("[\ud800-\udfff]", path) is not None  # bytes that are no UTF-8, as Python holds them
+        return json.dumps(content if score is None else {**content, "log_prob": score}, ensure_ascii=escaped)
     words = " ".join(caption.split())  # a line is an image
     return f"{path}\t{words}" if score is None else f"{path}\t{words}\t{score:.3f}"

@@ -22,6 +22,7 @@ from hf_contrastive_caption.evaluation.report import CaptionerReport, report_row
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever, Retriever
 from hf_contrastive_caption.loading import is_captioner
 from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners, stored_log
+from hf_contrastive_caption.writing import write_whole
 
 
 def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) -> CaptionerReport:
@@ -55,7 +56,7 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         content = report.to_dict(per_image=True)
         if reference is not None:
             content |= {"reference": reference.to_dict(per_image=True), "comparison": comparison.to_dict()}
-        options.out.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(options.out, json.dumps(content, ensure_ascii=False) + "\n")
         console.say(f"The report is in {options.out}; CaptionerReport.load reads it.")
     return report
 

@@ -26,10 +26,15 @@ from hf_contrastive_caption.cli.train_options import RunOptions, TrainParser, op
 from hf_contrastive_caption.cli.train_progress import TrainProgress
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.console import CommandConsole, no_other_progress_bars
+from hf_contrastive_caption.construction import generation_arguments
 from hf_contrastive_caption.data.files import choose_split, load_splits
-from hf_contrastive_caption.evaluation.images import evaluation_images
+from hf_contrastive_caption.evaluation.evaluator import prompt_of
+from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.report import report_rows
 from hf_contrastive_caption.hub import CardContent
+from hf_contrastive_caption.hub.content import MAX_EXAMPLES
+from hf_contrastive_caption.loading import load_captioner
+from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners
 from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
 
 _LAUNCHED = "CONTRASTIVE_CAPTION_LAUNCHED"
@@ -120,6 +125,8 @@ def _check_run(run: RunOptions, config: dict[str, Any]) -> None:
     for name in ("report_images", "card_images"):
         if getattr(run, name) < 0:
             raise WrongUseError(f"--{name.replace('_', '-')} is {getattr(run, name)}, but must be 0 or more")
+    if run.card_images > MAX_EXAMPLES:
+        raise WrongUseError(f"--card-images is {run.card_images}, but a model card shows at most {MAX_EXAMPLES}")
     if run.resume and config.get("resume_from_checkpoint"):
         raise WrongUseError("--resume and --resume-from-checkpoint say the same; leave one of them out")
 
@@ -141,6 +148,10 @@ def _check_dictionaries(config: dict[str, Any], places: dict[str, str]) -> None:
 
 def _evaluates(config: dict[str, Any]) -> bool:
     return config.get("eval_strategy", "no") != "no" or bool(config.get("eval_on_start"))
+
+
+def _config_evaluates(config: ContrastiveCaptionConfig) -> bool:
+    return _evaluates({"eval_strategy": config.eval_strategy, "eval_on_start": config.eval_on_start})
 
 
 def make_config(request: TrainRequest) -> ContrastiveCaptionConfig:
@@ -179,16 +190,15 @@ def _run(request: TrainRequest, config: ContrastiveCaptionConfig, console: Comma
             f"{newest} is there of an earlier run. Go on with that run with --resume, or choose another --output-dir, "
             "or delete its checkpoints: those of two runs in one folder cannot be told apart"
         )
-    data, evaluation = _load_data(run, config, console)
-    evaluates = _evaluates({"eval_strategy": config.eval_strategy, "eval_on_start": config.eval_on_start})
+    loaded = _load_data(run, config, console)
     stop = StopOnInterrupt()
     with stop:
         with console.stage("Loading", 1) as advance:
             trainer = ContrastiveCaptionTrainer(
                 model=str(run.model),
                 args=config,
-                train_dataset=data,
-                eval_dataset=evaluation if evaluates else None,
+                train_dataset=loaded.train,
+                eval_dataset=loaded.evaluation if _config_evaluates(config) else None,
                 reference_model=run.reference_model,
                 peft_config=_adapter(run),
                 callbacks=[stop],
@@ -204,55 +214,107 @@ def _run(request: TrainRequest, config: ContrastiveCaptionConfig, console: Comma
         console.say(f"Stopped after step {trainer.state.global_step} of {trainer.state.max_steps}.")
         _say_how_to_go_on(request, folder, console)
         return INTERRUPTED
-    page = _compare(trainer, run, evaluation, console)
+    page = None
+    try:
+        page = _compare(trainer, run, loaded.evaluation, console)
+    except ValueError as error:  # of the data; the captioner is there, and may still be published
+        console.say(f"It could not be compared with the reference: {error}")
     if config.push_to_hub:
         trainer.push_to_hub()
-    _say_how_to_use(request, config, page, console)
+    _say_how_to_use(request, config, page, loaded.held_out, console)
     return 0
 
 
 def _compare(
     trainer: ContrastiveCaptionTrainer, run: RunOptions, evaluation: datasets.Dataset | None, console: CommandConsole
 ) -> Path | None:
-    """Compare with the reference where that is possible in this process; the page, and what the model card gets."""
-    reference = trainer.reference
-    if not run.report_images or evaluation is None or reference is None or not reference.in_memory:
-        return None
-    if trainer.args.world_size > 1:
-        return None
+    """Compare with the captioner that the training began from; the page, and what the model card gets."""
     args = trainer.args
-    images = evaluation_images(evaluation, args.image_column, args.caption_columns, args.image_id_column)
+    if evaluation is None or not _compares(run, args):
+        return None
+    columns = (args.image_column, args.caption_columns, args.image_id_column)
+    images = evaluation_images(evaluation, *columns, on_bad_image=args.on_bad_image)
     chosen = images.sample(run.report_images, args.draw_seed)
+    if args.on_bad_image == "skip":
+        chosen = chosen.that_open()
     if len(chosen) < 2:
         return None
     folder = Path(str(args.output_dir)) / "_report"  # what begins with _ is not published
     with console.stage("Comparing with the reference", 1) as advance:
-        comparison = trainer.compare_with_reference(chosen, folder, progress=False)
+        comparison = _comparison(trainer, run, chosen)
+        comparison.save(folder)
         advance(1, f"{len(chosen)} images")
     trainer.card_content = CardContent.of(comparison, examples=run.card_images)
     console.table(report_rows([comparison.reference, comparison.target]))
     return folder / "index.html"
 
 
-def _load_data(
-    run: RunOptions, config: ContrastiveCaptionConfig, console: CommandConsole
-) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The data to train on, and to evaluate or compare on if that is asked for or can be done."""
+def _comparison(trainer: ContrastiveCaptionTrainer, run: RunOptions, images: EvaluationImages) -> CaptionerComparison:
+    """With the reference, if it is in memory and still what it was, and else with the captioner of its name."""
+    args, reference = trainer.args, trainer.reference
+    if reference is not None and reference.in_memory and not reference.version:
+        return trainer.compare_with_reference(images, progress=False)
+    kwargs = args.model_init_kwargs if run.reference_model is None and isinstance(args.model_init_kwargs, dict) else {}
+    given = args.prompt if run.reference_model is None else args.reference_prompt
+    start = load_captioner(
+        str(run.reference_model or run.model), prompt=given, otherwise=prompt_of(trainer.captioner), **kwargs
+    )
+    return compare_captioners(
+        start,
+        trainer.captioner,
+        images,
+        names=("before" if reference is None else "reference", "tuned"),
+        log_history=tuple(trainer.state.log_history),
+        batch_size=args.per_device_eval_batch_size,
+        seed=args.draw_seed,
+        progress=False,
+        **generation_arguments(args),
+    )
+
+
+def _compares(run: RunOptions, config: ContrastiveCaptionConfig) -> bool:
+    """Whether the captioner is compared with its reference at the end; that is done in one process."""
+    return bool(run.report_images) and config.world_size == 1
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The data of a run.
+
+    Attributes:
+        train: To train on.
+        evaluation: To evaluate or compare on, if that is asked for or can be done.
+        held_out: Name of a split to compare on that is not trained on, if there is one.
+    """
+
+    train: datasets.Dataset
+    evaluation: datasets.Dataset | None
+    held_out: str | None
+
+
+def _load_data(run: RunOptions, config: ContrastiveCaptionConfig, console: CommandConsole) -> _Loaded:
+    """Load the data."""
     splits = load_splits(str(run.data))
     name, data = choose_split(splits, run.train_split)
     told = f"{len(data):,} rows of the split {name!r}"
     evaluation = None
-    evaluates = _evaluates({"eval_strategy": config.eval_strategy, "eval_on_start": config.eval_on_start})
-    if evaluates or run.eval_split is not None or (run.report_images and "validation" in splits):
+    evaluates, compares = _config_evaluates(config), _compares(run, config)
+    if run.eval_split is not None and not evaluates and not compares:
+        raise ValueError(
+            "--eval-split names what to evaluate on, but the comparison at the end is made in one process alone; add "
+            "--eval-strategy epoch, or steps"
+        )
+    if evaluates or run.eval_split is not None or (compares and "validation" in splits):
         if run.eval_split is None and "validation" not in splits:
             raise ValueError(
                 f"{run.data} has the splits {', '.join(map(str, splits))}, and none called validation to evaluate on; "
                 "name one with --eval-split, or leave --eval-strategy out"
             )
-        name, evaluation = choose_split(splits, run.eval_split or "validation")
-        told += f", {'evaluated' if evaluates else 'compared'} on {len(evaluation):,} of {name!r}"
+        other, evaluation = choose_split(splits, run.eval_split or "validation")
+        told += f", {'evaluated' if evaluates else 'compared'} on {len(evaluation):,} of {other!r}"
     console.say(told, style="dim")
-    return data, evaluation
+    others = [str(split) for split in (run.eval_split, "test", "validation", *splits) if split in splits]
+    return _Loaded(data, evaluation, next((split for split in others if split != name), None))
 
 
 def _adapter(run: RunOptions) -> LoraConfig | None:
@@ -314,17 +376,23 @@ def going_on(words: Sequence[str]) -> list[str]:
 
 
 def _say_how_to_use(
-    request: TrainRequest, config: ContrastiveCaptionConfig, page: Path | None, console: CommandConsole
+    request: TrainRequest,
+    config: ContrastiveCaptionConfig,
+    page: Path | None,
+    held_out: str | None,
+    console: CommandConsole,
 ) -> None:
     folder = str(config.output_dir)
     console.say(f"The captioner is in {folder}. To caption with it:")
     console.code(shlex.join(["contrastive-caption", "caption", "photo.jpg", "--model", folder]))
     if page is not None:
         console.say(f"What changed, image by image and word by word: open {page} in a browser.")
-    elif config.objective != "mle":
-        console.say("Whether it is better, on a split that it was not trained on:")
+    else:
+        console.say("Whether it is better, on images that it was not trained on:")
         words = ["contrastive-caption", "compare", str(request.run.reference_model or request.run.model), folder]
-        words += ["--data", str(request.run.data)]
+        words += (
+            ["--data", "OTHER_DATA"] if held_out is None else ["--data", str(request.run.data), "--split", held_out]
+        )
         for name in ("prompt", "reference_prompt", "image_column", "image_id_column"):
             if getattr(config, name) is not None:
                 words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]

@@ -43,11 +43,12 @@ class RunOptions:
         default=200,
         metadata={
             "help": "At the end the captioner is compared with its reference on so many images of the evaluation "
-            "split, drawn by the seed, if there is such a split; 0 for no comparison."
+            "split, drawn by the seed, if there is such a split and one process; 0 for no comparison."
         },
     )
     card_images: int = field(
-        default=12, metadata={"help": "How many of these the model card shows that --push-to-hub publishes."}
+        default=12,
+        metadata={"help": "How many of these the model card shows that --push-to-hub publishes, at most 12."},
     )
     reference_model: str | None = field(
         default=None, metadata={"help": "Another captioner as the reference.", "shown": "the model as it begins"}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
-
-from hf_contrastive_caption.data.schema import splits_message
 
 
 def load_splits(source: str | Path) -> DatasetDict:
@@ -28,16 +27,17 @@ def load_splits(source: str | Path) -> DatasetDict:
         raise ValueError(
             f"{source} does not exist; give a folder, a parquet file, or the name of a data set on the Hub"
         )
+    escaped = Path(glob.escape(str(path)))  # the library takes what it is given for a pattern
     if path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(f"{source} is no parquet file; give one, or a folder of parquet files or images")
-        return load_dataset("parquet", data_files=str(path))
+        return load_dataset("parquet", data_files=str(escaped))
     if any(path.rglob("*.parquet")):
-        return load_dataset("parquet", data_dir=str(path))
+        return load_dataset("parquet", data_dir=str(escaped))
     if any(path.glob("metadata.*")):  # one list for all images: one split, whatever the files are called
-        return load_dataset("imagefolder", data_files={"train": str(path / "**")})
+        return load_dataset("imagefolder", data_files={"train": str(escaped / "**")})
     if any(path.glob("*/**/metadata.*")):
-        return load_dataset("imagefolder", data_dir=str(path))
+        return load_dataset("imagefolder", data_dir=str(escaped))
     raise ValueError(f"{source} has neither parquet files nor a metadata.jsonl or metadata.csv beside images")
 
 
@@ -55,4 +55,7 @@ def choose_split(splits: DatasetDict, name: str | None = None) -> tuple[str, Dat
     for candidate in (name,) if name is not None else ("test", "validation", *splits):
         if candidate in splits and (candidate in (name, "test", "validation") or len(splits) == 1):
             return str(candidate), splits[candidate]
-    raise ValueError(splits_message(splits))
+    raise ValueError(
+        f"there are the splits {', '.join(map(str, splits))}, and none called test or validation; name the one to "
+        "take (--split)"
+    )

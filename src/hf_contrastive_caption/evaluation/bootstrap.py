@@ -11,6 +11,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+_TOO_FEW = 5
+"""Images of which nothing can be told apart: were all on one side, an exact sign test would still give 1/16."""
 
 
 class Interval(NamedTuple):
@@ -34,7 +36,8 @@ class Difference(NamedTuple):
         value: The difference.
         low: Lower end of its interval.
         high: Upper end.
-        p_value: Two-sided: twice the smaller share of replicates on either side of zero, at least 1 / resamples.
+        p_value: Two-sided: twice the smaller share of replicates on either side of zero, at least 1 / resamples, and
+            at least what an exact sign test gives if all images are on one side, 2 / 2 ** n_images.
     """
 
     value: float
@@ -44,8 +47,8 @@ class Difference(NamedTuple):
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves zero out, and there are enough images for it to say something (6)."""
+        return (self.low > 0 or self.high < 0) and self.p_value < 2 / 2**_TOO_FEW
 
 
 class Bootstrap:
@@ -111,7 +114,8 @@ class Bootstrap:
         value -= float(statistic(*(array[None] for array in sides[1]))[0])
         replicates = self._replicates(statistic, sides[0]) - self._replicates(statistic, sides[1])
         smaller = min(float(np.mean(replicates <= 0)), float(np.mean(replicates >= 0)))
-        p_value = min(1.0, max(2 * smaller, 1 / len(replicates)))
+        least = max(1 / len(replicates), 2.0 ** (1 - self._items.shape[1]))
+        p_value = min(1.0, max(2 * smaller, least))
         return Difference(value, *self._ends(replicates), p_value)
 
     def _arrays(self, values: Sequence[npt.ArrayLike]) -> list[Floats]:

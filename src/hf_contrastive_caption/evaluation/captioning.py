@@ -16,6 +16,7 @@ from hf_contrastive_caption.evaluation.pool import ImagePool
 from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetriever
 from hf_contrastive_caption.fingerprints import json_digest
 from hf_contrastive_caption.generation import describe_decoding, stream_captions
+from hf_contrastive_caption.writing import write_whole
 
 GIVEN = "captions were given"
 
@@ -82,9 +83,7 @@ def captions_for(
     texts = _written(captioner, pool, batch_size, progress, generate_kwargs)
     if file is not None and PartialState().is_main_process:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f".{file.name}")
-        unfinished.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
-        unfinished.replace(file)  # whole or not at all
+        write_whole(file, json.dumps(texts, ensure_ascii=False))
     return Captions(tuple(texts), decoding)
 
 

@@ -120,6 +120,8 @@ def evaluate_captioner(
     captioner = as_captioner(model, processing_class, prompt)
     if k or isinstance(k, int):
         check_retrieval(captioner, captions, retriever, max_memory_bytes, k)
+    elif retriever is not None:
+        raise ValueError("a retriever was given, and no k, so it would have nothing to rank; leave one of them out")
     if isinstance(dataset, EvaluationImages):
         images = dataset
     else:
@@ -134,7 +136,7 @@ def evaluate_captioner(
     rivals: tuple[tuple[int, ...], ...] = ()
     if k:
         shown = [number for number in k if number < len(images)] or (1,)  # the recall of all images says nothing
-        if len(shown) < len(set(k)) and tuple(k) != RECALL_AT:
+        if set(shown) != set(k) and tuple(k) != RECALL_AT:
             left_out["recall"] = f"of {len(images)} or more among {len(images)} images, which is 100 %."
         scoring: dict[str, Any] = {"retriever": retriever, "max_memory_bytes": max_memory_bytes}
         scoring |= {"resamples": resamples, "seed": seed, "cache_dir": cache_dir, "progress": progress}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,13 +13,15 @@ import numpy as np
 
 from hf_contrastive_caption.data.images import BadImageError, image_hash
 from hf_contrastive_caption.data.schema import check_split, find_columns, references_of
-from hf_contrastive_caption.data.table import image_id_key, undecoded
+from hf_contrastive_caption.data.table import bytes_key, image_id_key, undecoded
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import prepare_references
 from hf_contrastive_caption.evaluation.metrics.diversity import similar_images
 from hf_contrastive_caption.evaluation.metrics.ngrams import Integers
 from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences
 from hf_contrastive_caption.evaluation.pool import ImagePool
 from hf_contrastive_caption.fingerprints import json_digest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,23 @@ class EvaluationImages:
             self._similar[k] = similar_images(self.prepared_references, k)
         return self._similar[k]
 
+    def that_open(self) -> EvaluationImages:
+        """Those whose image opens; says how many do not. Every image is decoded for it."""
+        opening, last = [], None
+        for number in range(len(self)):
+            try:
+                self.pool[number]
+            except BadImageError as error:
+                last = error
+            else:
+                opening.append(number)
+        if last is None:
+            return self
+        logger.warning("%d of %d images do not open and are left out: %s", len(self) - len(opening), len(self), last)
+        if not opening:
+            raise BadImageError(f"none of the {len(self)} images opens: {last}")
+        return self.select(opening)
+
     def select(self, numbers: Sequence[int]) -> EvaluationImages:
         """Some of the images."""
         rows = tuple(self.rows[number] for number in numbers)
@@ -78,6 +98,7 @@ def evaluation_images(
     image_column: str | None = None,
     caption_columns: str | Sequence[str] | None = None,
     image_id_column: str | None = None,
+    on_bad_image: str = "raise",
 ) -> EvaluationImages:
     """Collect the images of a data set and their references; nothing is decoded yet.
 
@@ -89,6 +110,8 @@ def evaluation_images(
         image_column: Name of the image column, where the types leave a choice.
         caption_columns: Name or names of the caption columns, where they leave one.
         image_id_column: Name of a column that says which rows show the same image.
+        on_bad_image: ``"raise"`` refuses a file that cannot be read when rows are told apart by their files; with
+            ``"skip"`` it is an image of its own, which :meth:`EvaluationImages.that_open` leaves out.
 
     Raises:
         TypeError: If it is no data set, or a stream.
@@ -108,7 +131,7 @@ def evaluation_images(
     if columns.image_id:
         ids: Iterable[Any] = dataset.with_format(None)[columns.image_id][:]  # tensors would all differ
     else:
-        ids = _hashes(images, columns.image)
+        ids = _hashes(images, columns.image, on_bad_image)
     first: dict[int, int] = {}
     references: dict[int, list[str]] = {}
     for row, image_id in enumerate(ids):
@@ -122,9 +145,9 @@ def evaluation_images(
     return EvaluationImages(pool, tuple(map(tuple, references.values())), rows)
 
 
-def _hashes(images: datasets.Dataset, column: str) -> Iterator[int]:
+def _hashes(images: datasets.Dataset, column: str, on_bad_image: str) -> Iterator[int]:
     for number, row in enumerate(images):
         try:
-            yield image_hash(row[column])
+            yield bytes_key(row[column], number) if on_bad_image == "skip" else image_hash(row[column])
         except BadImageError as error:
             raise BadImageError(f"Row {number}: {error}") from error

@@ -50,6 +50,7 @@ class EvaluationPool:
         retrieval_pool: How many of them take part in self-retrieval; 0 for none.
         seed: Seed of the choice.
         score: Weights of the measures that make the score; none for no score.
+        on_bad_image: ``"skip"`` leaves those out of the chosen images that do not open.
 
     Raises:
         ValueError: If there are fewer than 2 images, or the score takes a measure that they cannot give.
@@ -64,10 +65,13 @@ class EvaluationPool:
         retrieval_pool: int,
         seed: int,
         score: dict[str, float],
+        on_bad_image: str = "raise",
     ) -> None:
         self.dataset = dataset
-        everything = evaluation_images(dataset, *columns)
+        everything = evaluation_images(dataset, *columns, on_bad_image=on_bad_image)
         self.images = everything.sample(num_images, seed)
+        if on_bad_image == "skip":
+            self.images = self.images.that_open()
         self.retrieval = self.images.sample(retrieval_pool, seed) if retrieval_pool else None
         self.score = score
         if self.retrieval is not None:

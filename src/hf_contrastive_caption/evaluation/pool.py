@@ -21,32 +21,34 @@ class ImagePool:
     Args:
         images: PIL images, paths, addresses or bytes of image files, or the image column of a data set
             (``dataset["image"]``).
+        numbers: What the message calls an image that does not open, (n_images,); its place if not given.
 
     Raises:
         TypeError: If ``images`` is not what is accepted, or a whole data set.
         ValueError: If there is no image.
     """
 
-    def __init__(self, images: Any) -> None:
+    def __init__(self, images: Any, numbers: Sequence[int] | None = None) -> None:
         if isinstance(images, (datasets.Dataset, datasets.IterableDataset, dict)) and not _is_image(images):
             raise TypeError("Got a data set as images. Pass its image column, as in dataset['image'].")
         items = iterate_images(images)
         self._items: Sequence[Any] = items if isinstance(items, Sequence) else list(items)
         if not len(self._items):
             raise ValueError("There are no images; give at least one.")
+        self._numbers = range(len(self._items)) if numbers is None else numbers
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, number: int) -> Image.Image:
-        return open_numbered(self._items[number], number)
+        return open_numbered(self._items[number], self._numbers[number])
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[number] for number in range(len(self)))
 
     def select(self, numbers: Sequence[int]) -> ImagePool:
-        """Some of the images, opened when they are asked for."""
-        return ImagePool(_Selected(self._items, list(numbers)))
+        """Some of the images, opened when they are asked for, under the numbers that they have here."""
+        return ImagePool(_Selected(self._items, list(numbers)), [self._numbers[number] for number in numbers])
 
     @cached_property
     def digests(self) -> tuple[str, ...]:

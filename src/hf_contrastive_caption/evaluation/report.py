@@ -12,6 +12,7 @@ from typing import Any
 from hf_contrastive_caption.evaluation.bootstrap import Bootstrap, Difference
 from hf_contrastive_caption.evaluation.measures import Measure, aligned_table, measures_table
 from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks
+from hf_contrastive_caption.writing import write_whole
 
 MAIN_MEASURES = ("recall_at_1", "recall_at_5", "recall_at_10", "cider_d", "rouge_l", "invented", "distinct_share")
 """What a table of several captioners shows unless told otherwise."""
@@ -92,9 +93,8 @@ class CaptionerReport:
         }
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything to a JSON file, which :meth:`load` reads."""
-        content = json.dumps(self.to_dict(per_image=True), ensure_ascii=False)
-        Path(path).write_text(content + "\n", encoding="utf-8")
+        """Write everything to a JSON file, which :meth:`load` reads; whole or not at all."""
+        write_whole(Path(path), json.dumps(self.to_dict(per_image=True), ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> CaptionerReport:

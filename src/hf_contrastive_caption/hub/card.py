@@ -119,6 +119,7 @@ def render_card(
         numbers=numbers,
         about=about,
         compared=content.before is not None,
+        sides=_sides(facts, content),
         examples=examples,
         curves=Markdown(f"{PICTURES}/{_CURVES}") if curves else None,
     )
@@ -196,6 +197,13 @@ def _numbers(content: CardContent) -> tuple[list[Sequence[str]], str]:
         return measures_rows(after.name, after.measures, after.chance), after.about()
     comparison = after.compare(before)
     return comparison.rows(intervals=True), comparison.about()
+
+
+def _sides(facts: TrainingFacts, content: CardContent) -> tuple[str, str]:
+    """What the columns of captions are called: a reference that was replaced is not what was before."""
+    if facts.reference_replaced and content.before is not None and content.after is not None:
+        return content.before.name, content.after.name
+    return "before", "after"
 
 
 def _write_curves(path: Path, log_history: Sequence[Mapping[str, Any]]) -> bool:

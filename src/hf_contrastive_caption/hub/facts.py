@@ -68,7 +68,8 @@ class TrainingFacts:
         tuned: What was tuned.
         reference: What it was tuned against; ``None`` for maximum likelihood.
         reference_description: How the reference was held.
-        reference_digest: A hash of all that the reference computes with, if a training has begun.
+        reference_digest: A hash of all that the reference computes with at the start, if a training has begun.
+        reference_replaced: Whether the reference was replaced while training.
         objective: ``"contrastive"``, ``"introspective"`` or ``"mle"``.
         loss_type: Which loss of log-ratios, for the first of them.
         loss_in_words: What the loss is, in Markdown; ``None`` for maximum likelihood.
@@ -89,6 +90,7 @@ class TrainingFacts:
     reference: Origin | None
     reference_description: str | None
     reference_digest: str | None
+    reference_replaced: bool
     objective: str
     loss_type: str
     loss_in_words: str | None
@@ -198,9 +200,30 @@ def loss_settings(args: ContrastiveCaptionConfig) -> list[tuple[str, Any]]:
         if args.loss_type == "contrastive":
             settings.append(("noise ratio, ν", args.noise_ratio))
             settings.append(("terms of the loss", args.loss_terms))
+        if args.negatives != "shuffled":
+            settings.append(("negatives of images that are near", _near_share(args)))
     if args.mle_weight:
         settings.append(("weight of the likelihood of captions", args.mle_weight))
     return settings
+
+
+def _near_share(args: ContrastiveCaptionConfig) -> str:
+    if args.negatives == "nearest":
+        return "all"
+    grows = ", growing to it" if args.hard_negative_schedule == "linear" else ""
+    return f"{100 * args.hard_negative_share:g} %{grows}"
+
+
+def _replacement(args: ContrastiveCaptionConfig) -> str | None:
+    """When the reference is replaced, and how far."""
+    if args.reference_refresh is None:
+        return None
+    when = args.reference_refresh if isinstance(args.reference_refresh, str) else f"{args.reference_refresh} steps"
+    return (
+        when
+        if args.reference_mixup == 1
+        else f"{when}, by {args.reference_mixup:g} of the model and the rest of itself"
+    )
 
 
 def training_settings(args: ContrastiveCaptionConfig, epochs: float | None) -> list[tuple[str, Any]]:
@@ -217,7 +240,7 @@ def training_settings(args: ContrastiveCaptionConfig, epochs: float | None) -> l
         "optimizer": OptimizerNames(args.optim).value,
         "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
         "vision encoder": "frozen" if args.freeze_vision_encoder else None,
-        "reference replaced every": args.reference_refresh,
+        "reference replaced every": _replacement(args),
         "seed": args.seed,
     }
     return [(name, value) for name, value in named.items() if value is not None]

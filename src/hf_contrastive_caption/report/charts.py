@@ -42,6 +42,7 @@ _STYLE: dict[str, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    "text.parse_math": False,  # names of captioners may have dollar signs
     "svg.fonttype": "none",  # text stays text: it can be found, read aloud, and takes the page's font
     "svg.hashsalt": "hf-contrastive-caption",  # equal charts are equal files
 }
@@ -100,7 +101,11 @@ def recall_chart(reference: Ranks, target: Ranks, names: tuple[str, str]) -> Fig
         axes.plot(k, [100 * float(ranks.recall(int(number)).mean()) for number in k], color=color, label=_short(name))
     axes.plot(k, 100 * k / size, color=FAINT, linestyle=":", label="chance")
     axes.set(
-        xscale="log", xlim=(1, size), ylim=(0, 100), xlabel="k", ylabel=f"found among the first k of {size}, in %"
+        xscale="log",
+        xlim=(1, max(size, 2)),
+        ylim=(0, 100),
+        xlabel="k",
+        ylabel=f"found among the first k of {size}, in %",
     )
     axes.set_xticks([tick for tick in _TICKS if tick <= size], minor=False)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -183,7 +188,8 @@ def to_png(figure: Figure, path: Path) -> None:
 
 
 def _short(name: str, longest: int = 32) -> str:
-    """A name that leaves room for the chart."""
+    """A name that leaves room for the chart, and that a legend shows: it passes over what begins with ``_``."""
+    name = f" {name}" if name.startswith("_") else name
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 

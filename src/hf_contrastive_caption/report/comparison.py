@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,8 @@ from typing import Any
 import datasets
 import numpy as np
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH, ShuffledNegatives
@@ -25,6 +28,9 @@ from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.report.page import render_frame, write_page
 from hf_contrastive_caption.report.thumbnails import thumbnail
 from hf_contrastive_caption.report.words import CaptionScores, Word, log_ratios, score_captions
+from hf_contrastive_caption.writing import write_whole
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 1000
 """How many images a page shows unless told otherwise."""
@@ -123,7 +129,7 @@ class CaptionerComparison:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         content = json.dumps(self.to_dict(), ensure_ascii=False)
-        (target / "comparison.json").write_text(content + "\n", encoding="utf-8")
+        write_whole(target / "comparison.json", content + "\n")
         return write_page(self, target / "index.html")
 
     def _repr_html_(self) -> str:
@@ -319,10 +325,10 @@ def _check_shown(shown: int) -> None:
 def _trials(images: EvaluationImages, numbers: Sequence[int], seed: int) -> list[list[str]]:
     """For each image a caption that people wrote for it, and some that they wrote for others; none without any."""
     referenced = [number for number in numbers if images.references[number]]
-    if len({images.references[number][0] for number in referenced}) < 2:
-        return [[] for _ in numbers]
     first = [images.references[number][0] for number in referenced]
     keys = np.array([text_key(text) for text in first], dtype=np.uint64)
+    if len(np.unique(keys)) < 2:
+        return [[] for _ in numbers]
     own = np.arange(len(first), dtype=np.uint64)
     index = CaptionIndex.from_arrays(np.arange(len(first) + 1), keys, own)
     drawn = ShuffledNegatives(index, NUM_NEGATIVES, seed).draw(np.arange(len(first)), EVALUATION_EPOCH)
@@ -361,14 +367,18 @@ def stored_log(target: Any) -> Sequence[Mapping[str, Any]]:
     """The log of a training that stands beside a model, of its last checkpoint if there is none in the folder.
 
     Args:
-        target: A folder; anything else has no log.
+        target: A folder; anything else has no log, and neither has one whose file cannot be read.
     """
     if not isinstance(target, (str, PathLike)) or not Path(target).is_dir():
         return ()
-    found = list(Path(target).glob("trainer_state.json")) or sorted(
-        Path(target).glob("checkpoint-*/trainer_state.json"), key=lambda file: int(file.parent.name.split("-")[1])
-    )
-    if not found:
+    checkpoints = sort_checkpoints(str(target))
+    files = [Path(folder) / TRAINER_STATE_NAME for folder in (target, *reversed(checkpoints))]
+    newest = next((file for file in files if file.is_file()), None)
+    if newest is None:
         return ()
-    history: list[dict[str, Any]] = json.loads(found[-1].read_text(encoding="utf-8"))["log_history"]
+    try:
+        history: list[dict[str, Any]] = json.loads(newest.read_text(encoding="utf-8"))["log_history"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        logger.warning("there are no training curves, as %s cannot be read: %r", newest, error)
+        return ()
     return history

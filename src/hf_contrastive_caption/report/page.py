@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
 from hf_contrastive_caption.report.charts import (
     charts_available,
     log_ratio_chart,
@@ -21,11 +22,10 @@ from hf_contrastive_caption.report.charts import (
 from hf_contrastive_caption.report.style import template_text, word_style
 from hf_contrastive_caption.report.thumbnails import data_uri
 from hf_contrastive_caption.report.words import Word
+from hf_contrastive_caption.writing import write_whole
 
 if TYPE_CHECKING:
     from hf_contrastive_caption.report.comparison import CaptionerComparison, ShownCaption, ShownImage
-
-_PUNCTUATION = ".,;:!?\"'()[]{}"
 
 
 class Chart(NamedTuple):
@@ -59,9 +59,7 @@ def write_page(comparison: CaptionerComparison, path: Path) -> Path:
     Returns:
         The file.
     """
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(render_page(comparison), encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, render_page(comparison))
     return path
 
 
@@ -111,16 +109,17 @@ def scale_of(words: Iterable[Word]) -> float:
 
 
 def shaded_words(caption: ShownCaption, scale: float) -> list[ShadedWord]:
-    """The words of a caption as the page shows them."""
-    invented = {word.casefold() for word in caption.invented}
+    """The words of a caption as the page shows them: parted at spaces, where what is measured parts further."""
+    invented = set(caption.invented)
+    tokens = ptb_tokenize([word.text for word in caption.words])
     return [
         ShadedWord(
             text=word.text or "⏎",
             strength=round(float(np.clip(word.log_ratio / scale, -1, 1)), 2),
             ratio=f"{word.log_ratio:+.2f}",
-            invented=word.text.strip(_PUNCTUATION).casefold() in invented,
+            invented=not invented.isdisjoint(parts),
         )
-        for word in caption.words
+        for word, parts in zip(caption.words, tokens, strict=True)
     ]
 
 
@@ -136,7 +135,7 @@ def _card(image: ShownImage, scale: float, shown: set[int]) -> dict[str, Any]:
         "gain": round(image.gain, 4),
         "invented": len(image.target.invented),
         "ratio": round(image.target.log_ratio, 4),
-        "text": " ".join([*(side.text for side in sides), *image.human]).casefold(),
+        "text": " ".join([*(side.text for side in sides), *image.human]).lower(),  # as the search does
     }
 
 

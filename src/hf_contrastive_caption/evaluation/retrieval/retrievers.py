@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, BaseImageProcessor, PreTrainedModel, ProcessorMixin
@@ -132,14 +133,15 @@ class DualEncoderRetriever:
 
     @classmethod
     def from_pretrained(cls, name: str) -> DualEncoderRetriever:
-        """A dual encoder and its processor by name or folder.
+        """A dual encoder and its processor by name or folder, in float32 and on this process's GPU if there is one.
 
         Raises:
             ValueError: If it is neither a folder nor a possible name of a repository.
             OSError: If there is no such repository, or nothing that can be loaded in it.
         """
         check_name(name)
-        return cls(AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name))
+        model: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
+        return cls(model.to(PartialState().device), AutoProcessor.from_pretrained(name))
 
     @property
     def image_processor(self) -> BaseImageProcessor:

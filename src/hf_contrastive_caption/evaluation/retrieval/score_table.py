@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def _shard(scorer: Scorer, pool: ImagePool, images: list[int], folder: Path | No
     scores: Scores = scorer.scores([pool[number] for number in images]).numpy()
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+        unfinished = file.with_name(f".{file.name}.{uuid4().hex}")
         save_file({"scores": np.ascontiguousarray(scores)}, unfinished)
         unfinished.replace(file)  # whole or not at all
     return scores

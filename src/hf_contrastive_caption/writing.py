@@ -1,0 +1,21 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 beside where it shall be and move it there, so that a kill leaves the old one.
+
+    Args:
+        path: The file; one that is there is replaced. What is no file, such as ``/dev/stdout``, is written to.
+        text: Its content.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()  # behind a link
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
