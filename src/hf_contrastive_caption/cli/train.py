@@ -22,19 +22,13 @@ from hf_contrastive_caption.cli.errors import INTERRUPTED, WrongUseError
 from hf_contrastive_caption.cli.interruption import StopOnInterrupt
 from hf_contrastive_caption.cli.launch import accelerate_launch, run_to_its_end
 from hf_contrastive_caption.cli.run_file import RunFile, read_run_file
+from hf_contrastive_caption.cli.train_comparison import compare_at_the_end, compares
 from hf_contrastive_caption.cli.train_options import RunOptions, TrainParser, option_types, run_names
 from hf_contrastive_caption.cli.train_progress import TrainProgress
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.console import CommandConsole, no_other_progress_bars
-from hf_contrastive_caption.construction import generation_arguments
 from hf_contrastive_caption.data.files import choose_split, load_splits
-from hf_contrastive_caption.evaluation.evaluator import prompt_of
-from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
-from hf_contrastive_caption.evaluation.report import report_rows
-from hf_contrastive_caption.hub import CardContent
 from hf_contrastive_caption.hub.content import MAX_EXAMPLES
-from hf_contrastive_caption.loading import load_captioner
-from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners
 from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
 
 _LAUNCHED = "CONTRASTIVE_CAPTION_LAUNCHED"
@@ -215,66 +209,12 @@ def _run(request: TrainRequest, config: ContrastiveCaptionConfig, console: Comma
         _say_how_to_go_on(request, folder, console)
         return INTERRUPTED
     page = None
-    try:
-        page = _compare(trainer, run, loaded.evaluation, console)
-    except ValueError as error:  # of the data; the captioner is there, and may still be published
-        console.say(f"It could not be compared with the reference: {error}")
+    if loaded.evaluation is not None and compares(run, config):
+        page = compare_at_the_end(trainer, run, loaded.evaluation, console)
     if config.push_to_hub:
         trainer.push_to_hub()
     _say_how_to_use(request, config, page, loaded.held_out, console)
     return 0
-
-
-def _compare(
-    trainer: ContrastiveCaptionTrainer, run: RunOptions, evaluation: datasets.Dataset | None, console: CommandConsole
-) -> Path | None:
-    """Compare with the captioner that the training began from; the page, and what the model card gets."""
-    args = trainer.args
-    if evaluation is None or not _compares(run, args):
-        return None
-    columns = (args.image_column, args.caption_columns, args.image_id_column)
-    images = evaluation_images(evaluation, *columns, on_bad_image=args.on_bad_image)
-    chosen = images.sample(run.report_images, args.draw_seed)
-    if args.on_bad_image == "skip":
-        chosen = chosen.that_open()
-    if len(chosen) < 2:
-        return None
-    folder = Path(str(args.output_dir)) / "_report"  # what begins with _ is not published
-    with console.stage("Comparing with the reference", 1) as advance:
-        comparison = _comparison(trainer, run, chosen)
-        comparison.save(folder)
-        advance(1, f"{len(chosen)} images")
-    trainer.card_content = CardContent.of(comparison, examples=run.card_images)
-    console.table(report_rows([comparison.reference, comparison.target]))
-    return folder / "index.html"
-
-
-def _comparison(trainer: ContrastiveCaptionTrainer, run: RunOptions, images: EvaluationImages) -> CaptionerComparison:
-    """With the reference, if it is in memory and still what it was, and else with the captioner of its name."""
-    args, reference = trainer.args, trainer.reference
-    if reference is not None and reference.in_memory and not reference.version:
-        return trainer.compare_with_reference(images, progress=False)
-    kwargs = args.model_init_kwargs if run.reference_model is None and isinstance(args.model_init_kwargs, dict) else {}
-    given = args.prompt if run.reference_model is None else args.reference_prompt
-    start = load_captioner(
-        str(run.reference_model or run.model), prompt=given, otherwise=prompt_of(trainer.captioner), **kwargs
-    )
-    return compare_captioners(
-        start,
-        trainer.captioner,
-        images,
-        names=("before" if reference is None else "reference", "tuned"),
-        log_history=tuple(trainer.state.log_history),
-        batch_size=args.per_device_eval_batch_size,
-        seed=args.draw_seed,
-        progress=False,
-        **generation_arguments(args),
-    )
-
-
-def _compares(run: RunOptions, config: ContrastiveCaptionConfig) -> bool:
-    """Whether the captioner is compared with its reference at the end; that is done in one process."""
-    return bool(run.report_images) and config.world_size == 1
 
 
 @dataclass(frozen=True)
@@ -298,13 +238,13 @@ def _load_data(run: RunOptions, config: ContrastiveCaptionConfig, console: Comma
     name, data = choose_split(splits, run.train_split)
     told = f"{len(data):,} rows of the split {name!r}"
     evaluation = None
-    evaluates, compares = _config_evaluates(config), _compares(run, config)
-    if run.eval_split is not None and not evaluates and not compares:
+    evaluates, compared = _config_evaluates(config), compares(run, config)
+    if run.eval_split is not None and not evaluates and not compared:
         raise ValueError(
             "--eval-split names what to evaluate on, but the comparison at the end is made in one process alone; add "
             "--eval-strategy epoch, or steps"
         )
-    if evaluates or run.eval_split is not None or (compares and "validation" in splits):
+    if evaluates or run.eval_split is not None or (compared and "validation" in splits):
         if run.eval_split is None and "validation" not in splits:
             raise ValueError(
                 f"{run.data} has the splits {', '.join(map(str, splits))}, and none called validation to evaluate on; "

@@ -1,0 +1,81 @@
+"""What ``contrastive-caption train`` compares at its end: the captioner with the one that the training began from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import torch
+
+from hf_contrastive_caption.cli.train_options import RunOptions
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.console import CommandConsole
+from hf_contrastive_caption.construction import generation_arguments
+from hf_contrastive_caption.evaluation.evaluator import prompt_of
+from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
+from hf_contrastive_caption.evaluation.report import report_rows
+from hf_contrastive_caption.hub import CardContent
+from hf_contrastive_caption.loading import load_captioner
+from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners
+from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
+
+
+def compares(run: RunOptions, config: ContrastiveCaptionConfig) -> bool:
+    """Whether there is a comparison at the end; it is made in one process."""
+    return bool(run.report_images) and config.world_size == 1
+
+
+def compare_at_the_end(
+    trainer: ContrastiveCaptionTrainer, run: RunOptions, evaluation: datasets.Dataset, console: CommandConsole
+) -> Path | None:
+    """Compare on some images of the evaluation split, print the table, and give the model card what was measured.
+
+    Returns:
+        The page; ``None`` if there are fewer than two images, or they cannot be compared, which is said: the captioner
+        is there all the same, and may still be published.
+    """
+    folder = Path(str(trainer.args.output_dir)) / "_report"  # what begins with _ is not published
+    try:
+        images = _images(trainer.args, run, evaluation)
+        if len(images) < 2:
+            return None
+        with console.stage("Comparing with the reference", 1) as advance:
+            comparison = _comparison(trainer, run, images)
+            comparison.save(folder)
+            advance(1, f"{len(images)} images")
+    except (ValueError, torch.OutOfMemoryError) as error:
+        console.say(f"It could not be compared with the reference: {error}")
+        return None
+    trainer.card_content = CardContent.of(comparison, examples=run.card_images)
+    console.table(report_rows([comparison.reference, comparison.target]))
+    return folder / "index.html"
+
+
+def _images(args: ContrastiveCaptionConfig, run: RunOptions, evaluation: datasets.Dataset) -> EvaluationImages:
+    columns = (args.image_column, args.caption_columns, args.image_id_column)
+    images = evaluation_images(evaluation, *columns, on_bad_image=args.on_bad_image)
+    chosen = images.sample(run.report_images, args.draw_seed)
+    return chosen.that_open() if args.on_bad_image == "skip" else chosen
+
+
+def _comparison(trainer: ContrastiveCaptionTrainer, run: RunOptions, images: EvaluationImages) -> CaptionerComparison:
+    """With the reference, if it is in memory and still what it was, and else with the captioner of its name."""
+    args, reference = trainer.args, trainer.reference
+    if reference is not None and reference.in_memory and not reference.version:
+        return trainer.compare_with_reference(images, progress=False)
+    name, prompt, kwargs = run.reference_model, args.reference_prompt, {}
+    if name is None:
+        name, prompt = run.model, args.prompt
+        kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+    before = load_captioner(str(name), prompt=prompt, otherwise=prompt_of(trainer.captioner), **kwargs)
+    return compare_captioners(
+        before,
+        trainer.captioner,
+        images,
+        names=("before" if reference is None else "reference", "tuned"),
+        log_history=tuple(trainer.state.log_history),
+        batch_size=args.per_device_eval_batch_size,
+        seed=args.draw_seed,
+        progress=False,
+        **generation_arguments(args),
+    )
