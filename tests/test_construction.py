@@ -217,7 +217,7 @@ def test_images_that_a_ready_made_data_set_skips_are_counted(tmp_path: Path, cap
     rows = tiny.caption_dataset().cast_column("image", Image(decode=False))
     content = rows.to_list()
     for number in range(8):
-        content[number]["image"] = {"bytes": b"no image", "path": None}
+        content[number]["image"] = {"bytes": b"no image %d" % number, "path": None}
     model = tiny.captioner_model()
     processor = captioner_for(model, tiny.processing()).processor
     damaged = Dataset.from_list(content, features=rows.features)
@@ -227,6 +227,12 @@ def test_images_that_a_ready_made_data_set_skips_are_counted(tmp_path: Path, cap
     run.train()
     assert logged(run, "skipped_images")[-1] == 8
     assert "images that do not open are skipped" in caplog.text
+    lenient = ContrastiveCaptionDataset(damaged, [processor], 3, on_bad_image="skip", evaluation=True)
+    options = {"eval_captions": 16, "eval_retrieval_pool": 0, "generation_max_length": 4}
+    found = trainer(tmp_path, model, options=options, eval_dataset=lenient)
+    assert found.evaluate()["eval_skipped_images"] == 8
+    assert "8 of 16 images do not open and are left out" in caplog.text
+    assert found.compare_with_reference(max_new_tokens=4, progress=False).target.num_images == 8
 
 
 def test_an_evaluation_stream_of_several_processes_counts_every_row_once(

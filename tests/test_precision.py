@@ -11,6 +11,7 @@ import torch
 
 from hf_contrastive_caption import captioner_for, precision
 from tests import tiny
+from tests.families import FAMILIES
 from tests.training import logged, trainer
 
 
@@ -62,6 +63,21 @@ def test_a_model_under_the_autocast_of_another_trainer_is_checked_and_left(tmp_p
     again = trainer(tmp_path / "again", model, options={"bf16": True}, reference_model=copy.deepcopy(model))
     again.train()
     assert logged(again, "loss")[0] == pytest.approx(2 * math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_without_autocast_a_model_is_as_it_was(tmp_path, family):
+    model = family.model(0.0).eval()
+    captioner = captioner_for(model, family.processing(), **dict(family.options))
+    images = tiny.images(2)
+    expected = captioner.caption(images, max_new_tokens=5)
+    accelerator = trainer(tmp_path, options={"bf16": True}).accelerator
+    for _ in range(2):  # it can be prepared again
+        accelerator.prepare_model(model)
+        assert "_original_forward" in vars(model)
+        precision.without_autocast(model)
+        assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & vars(model).keys()
+    assert captioner.caption(images, max_new_tokens=5) == expected
 
 
 def test_apples_gpus_have_no_float64():

@@ -330,7 +330,7 @@ def test_arguments_of_an_evaluation_are_those_of_its_captions(tmp_path: Path) ->
         long = run.evaluate(max_length=7)
         run.args.generation_max_length = 3
         run.evaluate()
-    assert seen == [{"num_beams": 1, "max_new_tokens": 2}, {"max_new_tokens": 7}, {"max_new_tokens": 3}]
+    assert seen == [{"num_beams": 1, "max_new_tokens": 2}, {"max_length": 7}, {"max_new_tokens": 3}]
     assert short["eval_distinct_share"] <= 1 and long["eval_distinct_share"] <= 1
 
 

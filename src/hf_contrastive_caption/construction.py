@@ -347,15 +347,13 @@ def _check_options_of(
     """Refuse options that a data set made by the user has answered otherwise, where they were given."""
     if augment is not None:
         raise ValueError("augment was given, and a data set that is made already; make it with augment= instead")
-    given: dict[str, tuple[Any, Any]] = {"on_bad_image": (args.on_bad_image, data.on_bad_image)}
+    answered: dict[str, Any] = {"on_bad_image": data.on_bad_image, "data_seed": data.seed}
     if not evaluation:
-        given["captions_per_image"] = (args.captions_per_image, data.captions_per_image)
-    defaults = {"on_bad_image": "raise", "captions_per_image": 1}
-    given = {name: pair for name, pair in given.items() if pair[0] != defaults[name]}
-    if args.data_seed is not None:
-        given["data_seed"] = (args.data_seed, data.seed)
-    for name, (asked, made) in given.items():
-        if asked != made:
+        answered["captions_per_image"] = data.captions_per_image
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    for name, made in answered.items():
+        asked = getattr(args, name)
+        if asked != defaults[name] and asked != made:
             raise ValueError(
                 f"{name} is {asked!r}, but the data set was made with {made!r}, which counts; leave {name} out, or "
                 f"make the data set with {name.removeprefix('data_')}={asked!r}"
@@ -418,7 +416,7 @@ def make_evaluation_pool(
         retrieval_pool=pool,
         seed=args.draw_seed,
         score=args.score_weights,
-        on_bad_image=args.on_bad_image,
+        on_bad_image=data.on_bad_image,
     )
 
 

@@ -104,6 +104,15 @@ def settings_of(config: Any) -> Any:
     }
 
 
+def without_dropout(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a config without rates of dropout, for models in which it is off."""
+    return {
+        name: without_dropout(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if "drop" not in name
+    }
+
+
 def json_digest(value: Any) -> str:
     """A hash of anything that JSON can hold, and of sets."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=sorted).encode(), digest_size=16).hexdigest()

@@ -30,6 +30,7 @@ from hf_contrastive_caption.captioners.registry import (
     captioner_for,
     check_architecture,
     has_captioner,
+    holds_captioner,
     prompt_or,
     takes_prompt,
     unknown_captioner,
@@ -52,7 +53,7 @@ def is_captioner(name: str | os.PathLike[str]) -> bool:
     """
     name = os.fspath(name)
     check_name(name)
-    return _has_file(name, _ADAPTER, {}) or has_captioner(_config(name, {}))
+    return _has_file(name, _ADAPTER, {}) or holds_captioner(_config(name, {}))
 
 
 def load_captioner(

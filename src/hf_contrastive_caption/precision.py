@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
-_FORWARDS = ("forward", "_original_forward")
+_FORWARDS = ("forward", "_original_forward", "_is_accelerate_prepared")
 """What Accelerate puts into a model itself, where it trains or evaluates one under autocast."""
 
 _ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
@@ -45,8 +44,12 @@ def without_autocast(model: nn.Module) -> None:
 
     Such a model computes in lower precision whoever calls it, and its copies do.
     """
-    if "_original_forward" in vars(model):
-        extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    original = vars(model).pop("_original_forward", None)
+    if original is not None:
+        del model.forward
+        if original != model.forward:  # it stood in the model before
+            model.forward = original
+        vars(model).pop("_is_accelerate_prepared", None)  # or it would not be put back for who needs it
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Reporting(Seq2SeqTrainer):
         """Have nothing counted yet; before ``Trainer`` is constructed."""
         self._train_means, self._eval_means = RunningMeans(), RunningMeans()
         self._eval_skipped = torch.zeros((), dtype=torch.long)
+        self._gen_kwargs: dict[str, Any] = {}  # of evaluate(), which sets it
         self._pools: dict[tuple[int, CaptionColumns], EvaluationPool] = {}
         self._forget_skipped()
 
@@ -171,10 +172,7 @@ class Reporting(Seq2SeqTrainer):
         if not self.args.eval_captions or not isinstance(data, ContrastiveCaptionDataset):
             return {}
         pool = self._evaluation_pool(data)
-        given = {name: value for name, value in getattr(self, "_gen_kwargs", {}).items() if value is not None}
-        if "max_length" in given:  # of evaluate(), or generation_max_length under the name that Trainer gives it
-            given["max_new_tokens"] = given.pop("max_length")
-        arguments = {**generation_arguments(self.args), **given}
+        arguments = self._generation_arguments()
         found = pool.evaluate(self.captioner, self.args.per_device_eval_batch_size, **arguments)
         key = f"{prefix}_distinct_share"
         warn_of_collapse(found.metrics["distinct_share"], [log[key] for log in self.state.log_history if key in log])
@@ -189,6 +187,16 @@ class Reporting(Seq2SeqTrainer):
                 found.images.references[: len(numbers)],
             )
         return found.metrics
+
+    def _generation_arguments(self) -> dict[str, Any]:
+        """Those of ``evaluate()``, and of the config where it was given none."""
+        given = {name: value for name, value in self._gen_kwargs.items() if value is not None}
+        if given.get("max_length") == self.args.generation_max_length:
+            given.pop("max_length", None)  # Trainer's name for it; here it is the number of new tokens
+        defaults = generation_arguments(self.args)
+        if "max_length" in given or "max_new_tokens" in given:
+            defaults.pop("max_new_tokens", None)
+        return {**defaults, **given}
 
     def compare_with_reference(
         self,
@@ -244,19 +252,16 @@ class Reporting(Seq2SeqTrainer):
             return dataset
         if dataset is not None:
             args = self.args
-            return self._opening(dataset, (args.image_column, args.caption_columns, args.image_id_column))
+            asked = (args.image_column, args.caption_columns, args.image_id_column)
+            return _opening(dataset, asked, args.on_bad_image)
         data = self._evaluation_sets()
         if len(data) != 1 or not isinstance(data[0], ContrastiveCaptionDataset):
             raise ValueError(
                 f"the trainer has {len(data)} evaluation data sets, and captioners are compared on one that has a "
                 "length; pass dataset="
             )
-        columns = data[0].columns
-        return self._opening(data[0].source, (columns.image, columns.captions, columns.image_id))
-
-    def _opening(self, dataset: datasets.Dataset, columns: tuple[Any, Any, Any]) -> EvaluationImages:
-        images = evaluation_images(dataset, *columns, on_bad_image=self.args.on_bad_image)
-        return images.that_open() if self.args.on_bad_image == "skip" else images
+        columns = (data[0].columns.image, data[0].columns.captions, data[0].columns.image_id)
+        return _opening(data[0].source, columns, data[0].on_bad_image)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not available: there are no logits to return.
@@ -273,3 +278,8 @@ class Reporting(Seq2SeqTrainer):
 def _skips(data: Any) -> bool:
     """Whether images of a data set that do not open are skipped; its own word counts, where the user made it."""
     return isinstance(data, (ContrastiveCaptionDataset, ContrastiveCaptionStream)) and data.on_bad_image == "skip"
+
+
+def _opening(dataset: datasets.Dataset, columns: tuple[Any, Any, Any], on_bad_image: str) -> EvaluationImages:
+    images = evaluation_images(dataset, *columns, on_bad_image=on_bad_image)
+    return images.that_open() if on_bad_image == "skip" else images

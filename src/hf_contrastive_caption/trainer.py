@@ -181,8 +181,6 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             if self.reference.captioner is not self.captioner:
                 self.reference.captioner.verify()
         self.captioner.verify()
-        if self.args.eval_captions:
-            _ = self.captioner.tries  # before Accelerate puts autocast into the model's forward
         if isinstance(self.objective, ContrastiveObjective) and self.reference is not None:
             shared = self.args.freeze_vision_encoder and self.reference.shares_vision
             self.objective.encode_once = shared and not self._is_sharded()
@@ -320,15 +318,13 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         if eval_dataset is None or isinstance(eval_dataset, str):
             self._attach_evaluation_data()
             return super().get_eval_dataloader(eval_dataset)
-        # With persistent workers Trainer keeps one loader for all data sets that have no name.
-        kept = getattr(self, "_eval_dataloaders", {}).pop("eval", None)
         data = self._ahead.attach(self._caption_data(eval_dataset, self.args, evaluation=True))
-        loader = super().get_eval_dataloader(data)
-        if self.args.dataloader_persistent_workers:
-            self._eval_dataloaders.pop("eval", None)
-            if kept is not None:
-                self._eval_dataloaders["eval"] = kept
-        return loader
+        persistent = self.args.dataloader_persistent_workers
+        self.args.dataloader_persistent_workers = False  # Trainer keeps one loader for all data sets without a name
+        try:
+            return super().get_eval_dataloader(data)
+        finally:
+            self.args.dataloader_persistent_workers = persistent
 
     def _attach_evaluation_data(self) -> None:
         """Let the evaluation data read what was computed ahead."""

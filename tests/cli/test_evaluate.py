@@ -19,7 +19,7 @@ from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.report import CaptionerReport
-from hf_contrastive_caption.loading import load_parts
+from hf_contrastive_caption.loading import is_captioner, load_parts
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 from hf_contrastive_caption.report import compare_captioners
 from tests.families.blip import blip_model
@@ -188,7 +188,11 @@ def test_a_matching_model_is_no_captioner(tmp_path):
     """It has the config of one, and no decoder: the captioner's would be new and random."""
     config = blip_model().config
     BlipForImageTextRetrieval(config).save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match="holds a BlipForImageTextRetrieval, which writes no captions; give"):
-        load_retriever(str(tmp_path))
+    with pytest.raises(
+        TypeError,
+        match="holds a BlipForImageTextRetrieval; of models with a BlipConfig",
+    ):
+        load_parts(tmp_path)
+    assert not is_captioner(tmp_path)
     blip_model().save_pretrained(tmp_path / "captioner")
     assert load_parts(tmp_path / "captioner", processing_class=(1, 2))[1] == (1, 2)

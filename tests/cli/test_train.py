@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_a_file_and_words_do_what_the_trainer_does_in_python(place, tmp_path, ca
         (("--report-images", 0), 0),
         (("--objective", "mle"), 6),
         (("--objective", "introspective", "--mle-weight", 0.5), 6),
-        (("--precompute-reference", "--precomputed-dir", "ahead"), 6),
+        (("--precompute-reference", "--precomputed-dir", "ahead", "--max-caption-tokens", 9), 6),
     ],
 )
 def test_the_page_at_the_end(place, tmp_path, capsys, monkeypatch, words, images):
@@ -116,6 +117,25 @@ def test_after_a_replacement_it_is_compared_with_what_the_training_began_from(pl
     assert compared["reference"]["captions"] == before
     assert compared["target"]["captions"] != before
     assert capsys.readouterr().out.count("could not be compared") == 0
+
+
+def test_an_adapter_is_compared_with_the_model_without_it(place, tmp_path):
+    out = tmp_path / "out"
+    words = ("--max-steps", 3, "--learning-rate", 1e-2, "--reference-refresh", 1, "--lora-r", 2)
+    assert run("train", *needed(place, out), *words, "--lora-target-modules", "c_attn") == 0
+    images = list(load_splits(place / "data")["validation"]["image"])
+    compared = json.loads((out / "_report" / "comparison.json").read_text())
+    assert compared["reference"]["captions"] == load_captioner(place / "model").caption(images)
+    assert compared["target"]["captions"] == load_captioner(out).caption(images)
+
+
+def test_what_was_overwritten_cannot_be_compared_with_and_is_saved_all_the_same(place, tmp_path, capsys):
+    shutil.copytree(place / "model", tmp_path / "model")
+    words = ("--model", tmp_path / "model", "--max-steps", 1, "--objective", "mle")
+    assert run("train", *needed(place, tmp_path / "model"), *words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "It could not be compared with what it was: --model and --output-dir are one folder" in shown
+    assert not same(weights(tmp_path / "model"), weights(place / "model"))
 
 
 def test_images_that_do_not_open_are_skipped_at_the_end_too(place, tmp_path, capsys, caplog):

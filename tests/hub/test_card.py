@@ -164,7 +164,10 @@ class TestFacts:
         self, tmp_path: Path, reports: tuple[CaptionerReport, CaptionerReport]
     ) -> None:
         options = {"reference_refresh": 20, "reference_mixup": 0.25, "negatives": "mixed", "hard_negative_share": 0.3}
-        facts = trainer(tmp_path, options=options).training_facts()
+        run = trainer(tmp_path, options=options)
+        assert run.reference is not None and not run.training_facts().reference_replaced
+        run.reference.version = 3
+        facts = run.training_facts()
         example = [(Markdown("card/example-01.webp"), "one", "two")]
         before, after = reports
         card = render_card(facts, CardContent(before, after), example, name="n", repository="me/n", curves=False)

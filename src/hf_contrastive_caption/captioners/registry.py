@@ -208,20 +208,34 @@ def has_captioner(config: PreTrainedConfig) -> bool:
     return any(config_class in _CAPTIONERS for config_class in type(config).__mro__)
 
 
+def holds_captioner(config: PreTrainedConfig) -> bool:
+    """Whether the weights beside a config are a captioner's, too."""
+    return has_captioner(config) and not _other_than_saved(config)
+
+
 def check_architecture(config: PreTrainedConfig, name: str) -> None:
     """Refuse weights of a model that has a captioner's config and is none: what it lacks would be random numbers.
 
     Raises:
         TypeError: If they were saved from another class of transformers.
     """
-    found = (_CAPTIONERS.get(config_class) for config_class in type(config).__mro__)
-    served = _MODELS.get(next(filter(None, found), Captioner))
-    saved = [getattr(transformers, one, None) for one in config.architectures or ()]
-    if served and saved and not any(one is None or issubclass(one, served) for one in saved):
+    served = _other_than_saved(config)
+    if served:
         raise TypeError(
-            f"{name} holds a {' and a '.join(config.architectures or ())}, which writes no captions; give a "
-            f"{' or a '.join(one.__name__ for one in served)}"
+            f"{name} holds a {' and a '.join(config.architectures or ())}; of models with a {type(config).__name__} "
+            f"captions are written by {' and '.join(one.__name__ for one in served)}, and weights that are not there "
+            "would be random numbers"
         )
+
+
+def _other_than_saved(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
+    """The classes of captioners with a config, if it was saved with the weights of another one; else none."""
+    found = (_CAPTIONERS.get(config_class) for config_class in type(config).__mro__)
+    served = _MODELS.get(next(filter(None, found), Captioner), ())
+    saved = [getattr(transformers, one, None) for one in config.architectures or ()]
+    if not saved or any(one is None or issubclass(one, served) for one in saved):
+        return ()
+    return served
 
 
 def unknown_captioner(config: PreTrainedConfig, name: str) -> str:

@@ -42,7 +42,7 @@ def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
     """
     if out is None:
         out = sys.stdout
-        if isinstance(out, io.TextIOWrapper):
+        if isinstance(out, io.TextIOWrapper) and out.errors == "strict":
             out.reconfigure(errors="surrogateescape")  # names of files may be any bytes, and are printed as they are
     check_named(options.images)
     captions_of = load_captions_of(options)

@@ -120,7 +120,6 @@ def score_models(
             processing_class=processor,
         )
         trainer.remove_callback(PrinterCallback)
-        _ = trainer.captioner.tries  # found out before Accelerate puts autocast into the model's forward
         on_validation = trainer.evaluate(validation)
         on_test = trainer.evaluate(test, metric_key_prefix="test")
         report = evaluate_captioner(

@@ -34,7 +34,7 @@ class Difference(NamedTuple):
 
     Attributes:
         value: The difference.
-        low: Lower end of its interval.
+        low: Lower end of its interval; of five images or fewer, which cannot tell anything apart, it holds 0.
         high: Upper end.
         p_value: Two-sided: twice the smaller share of replicates on either side of zero, at least 1 / resamples, and
             at least what an exact sign test gives if all images are on one side, 2 / 2 ** n_images.
@@ -47,8 +47,8 @@ class Difference(NamedTuple):
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval leaves zero out, and there are enough images for it to say something (6)."""
-        return (self.low > 0 or self.high < 0) and self.p_value < 2 / 2**_TOO_FEW
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
 
 
 class Bootstrap:
@@ -116,7 +116,10 @@ class Bootstrap:
         smaller = min(float(np.mean(replicates <= 0)), float(np.mean(replicates >= 0)))
         least = max(1 / len(replicates), 2.0 ** (1 - self._items.shape[1]))
         p_value = min(1.0, max(2 * smaller, least))
-        return Difference(value, *self._ends(replicates), p_value)
+        low, high = self._ends(replicates)
+        if self._items.shape[1] <= _TOO_FEW:
+            low, high = min(low, 0.0), max(high, 0.0)
+        return Difference(value, low, high, p_value)
 
     def _arrays(self, values: Sequence[npt.ArrayLike]) -> list[Floats]:
         arrays = [np.asarray(value, dtype=np.float64) for value in values]

@@ -78,7 +78,7 @@ class HubPublishing(AtomicCheckpoints):
             reference=None if reference is None else self._referred,
             reference_description=None if reference is None else reference.description,
             reference_digest=None if self._versions is None else self._versions.initial,
-            reference_replaced=self.args.reference_refresh is not None,
+            reference_replaced=reference is not None and reference.version > 0,
             objective=self.args.objective,
             loss_type=self.args.loss_type,
             loss_in_words=loss_in_words(self.args),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_contrastive_caption.captioners import CaptionBatch, Captioner, Images
 from hf_contrastive_caption.captioners.determinism import restore_dropout
-from hf_contrastive_caption.fingerprints import model_digest, settings_of
+from hf_contrastive_caption.fingerprints import model_digest, settings_of, without_dropout
 from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.reference.base import Reference, average_
 from hf_contrastive_caption.sharding import full_tensor, is_sharded, whole_copy
@@ -144,10 +144,4 @@ def differing(own: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
 
 def _computing(captioner: Captioner) -> tuple[Any, int]:
     """What a captioner computes beside its weights; without dropout, which is off."""
-    return _without_dropout(settings_of(captioner.base_model.config)), captioner.start_token_id
-
-
-def _without_dropout(settings: Any) -> Any:
-    if not isinstance(settings, dict):
-        return settings
-    return {name: _without_dropout(value) for name, value in settings.items() if "drop" not in name}
+    return without_dropout(settings_of(captioner.base_model.config)), captioner.start_token_id

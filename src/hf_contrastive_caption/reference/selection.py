@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
-from hf_contrastive_caption.fingerprints import weights_digest
+from hf_contrastive_caption.fingerprints import weights_digest, without_dropout
 from hf_contrastive_caption.prompting import PromptProcessor
 from hf_contrastive_caption.reference.adapters import TargetReference, adapter_reference
 from hf_contrastive_caption.reference.base import Reference
@@ -123,20 +123,11 @@ def _same_vision(reference: Captioner, target: Captioner) -> bool:
         return False
     if reference.processor.image_fingerprint() != target.processor.image_fingerprint():
         return False
-    if _without_dropout(target.vision_settings()) != _without_dropout(reference.vision_settings()):
+    if without_dropout(target.vision_settings()) != without_dropout(reference.vision_settings()):
         return False
     if own is other:
         return True
     return weights_digest(own) == weights_digest(other)
-
-
-def _without_dropout(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without rates of dropout, which is off on both sides."""
-    return {
-        name: _without_dropout(value) if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if "drop" not in name
-    }
 
 
 def _check_nothing_shared(reference: Captioner, target: Captioner, allowed: nn.Module | None) -> None:
