@@ -91,6 +91,7 @@ def test_the_saved_model_is_the_tuned_one_and_the_printed_lines_load_it(quick, c
     assert tuple(caption_images(model, processor, test["image"])) == result.rows[2].captions
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(quick, tmp_path: Path):
     settings, result, _ = quick
     again = run_demo(

@@ -120,6 +120,7 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
         assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "width"), SCREENS)
 def test_pages_in_a_browser(scheme: Any, width: int, site: Path, address: str, tmp_path: Path) -> None:
     """No error in the console, no request to another host, no page wider than the screen, formulas with a size."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -169,31 +168,18 @@ def test_a_folder_of_any_size_is_read_a_batch_at_a_time(monkeypatch):
     assert out.getvalue().splitlines()[0] == "0.png\ta caption of two lines"
 
 
-def test_names_that_are_no_utf_8_are_printed_as_they_are(place, tmp_path):
+def test_names_that_are_no_utf_8_are_printed_as_they_are(place, tmp_path, monkeypatch):
     name = os.fsencode(tmp_path) + b"/caf\xe9.png"
     tiny.images(1)[0].save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", name)
-    program = [
-        sys.executable,
-        "-m",
-        "hf_contrastive_caption.cli.main",
-        "caption",
-        tmp_path,
-        "--model",
-        place / "model",
-    ]
-    env = {
-        **os.environ,
-        "PYTHONIOENCODING": "utf-8:strict",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    lines = [
-        subprocess.run(
-            [*map(str, program), *map(str, QUICK), *words], stdout=subprocess.PIPE, check=True, env=env
-        ).stdout
-        for words in ([], ["--json"])
-    ]
-    shown, _, caption = lines[0].partition(b"\t")
-    found = json.loads(lines[1])
+    printed = []
+    for words in ((), ("--json",)):
+        out = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="utf-8", errors="strict"))
+        assert run("caption", tmp_path, "--model", place / "model", *QUICK, *words) == 0
+        printed.append(out.getvalue())
+        monkeypatch.undo()
+    shown, _, caption = printed[0].partition(b"\t")
+    found = json.loads(printed[1])
     assert shown == os.fsencode(found["image"]) == name
     assert found["caption"].split() == caption.decode().split()

@@ -101,7 +101,7 @@ def test_a_given_adapter_model_cannot_be_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["copy", "average", "adapter", "adapter average", "scores", "states", "epoch"])
-@pytest.mark.parametrize("at", [2, 3, 4])
+@pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_resume_goes_on_with_the_same_reference(tmp_path: Path, kind: str, at: int) -> None:
     options: dict[str, Any] = {"max_steps": 7, "save_strategy": "steps", "save_steps": at, **EVERY.get(kind, {})}
     if kind.startswith("adapter"):

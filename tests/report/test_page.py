@@ -183,6 +183,7 @@ class TestInABrowser:
             assert inside.locator(".card:not([hidden])").count() == 0
             assert page.evaluate("window.harmed") is None
 
+    @pytest.mark.slow
     def test_light_dark_and_on_a_telephone(self, comparison, tmp_path: Path):
         comparison.save(tmp_path)
         papers = []
