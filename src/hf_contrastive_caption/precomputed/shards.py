@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from hf_contrastive_caption.captioners.batch import Padding, join_images
 from hf_contrastive_caption.fingerprints import json_digest
+from hf_contrastive_caption.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +130,7 @@ def folder_for(kind: str, depends_on: dict[str, Any], directory: str | None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / ABOUT
     if not about.is_file():
-        scratch = folder / f".about-{uuid4().hex}"
-        scratch.write_text(json.dumps({"kind": kind, **depends_on}, indent=2) + "\n")
-        scratch.replace(about)
+        write_whole(about, json.dumps({"kind": kind, **depends_on}, indent=2) + "\n")
     return folder, key
 
 
