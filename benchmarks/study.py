@@ -6,6 +6,7 @@
     python benchmarks/study.py table --write docs/results.md
     python benchmarks/study.py table --seed 0               # one seed alone
     python benchmarks/study.py table --against contrastive  # differences to another row than the control
+    python benchmarks/study.py quotients --of dpo           # what part of a row's gain others have; else how long
     python benchmarks/study.py plots
 
 DIR holds parquet files of images with several captions each, named train, validation and test; its name is the data
@@ -33,6 +34,7 @@ import common
 from studies.files import Place
 from studies.plan import ON_PHOTOGRAPHS, ROWS, SCALES, STUDIES, Unit, units
 from studies.plots import draw_plots
+from studies.quotients import durations, shares
 from studies.running import cost, pending, run_unit, run_units
 from studies.tables import render, write_into
 from studies.training import load_data
@@ -91,6 +93,13 @@ def table(options: argparse.Namespace) -> None:
         print(f"{name}\n\n{text}\n")
 
 
+def quotients(options: argparse.Namespace) -> None:
+    _check_results(options.results)
+    wanted = (options.results, options.seed)
+    for name, text in (shares(*wanted, of=options.of) if options.of else durations(*wanted)).items():
+        print(f"{name}\n\n{text}\n")
+
+
 def plots(options: argparse.Namespace) -> None:
     _check_results(options.results)
     for file in draw_plots(options.results, options.folder):
@@ -126,7 +135,7 @@ def _at_least(lowest: int, text: str) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(required=True, metavar="run|table|plots|unit")
+    actions = parser.add_subparsers(required=True, metavar="run|table|quotients|plots|unit")
 
     def action(name: str, act: object, text: str) -> argparse.ArgumentParser:
         of_action = actions.add_parser(name, help=text, description=text)
@@ -154,6 +163,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     which_tables.add_argument("--write", type=Path, metavar="FILE", help="put them into the marked places of a page")
     which_tables.add_argument("--seed", type=_seed, help="of one seed alone")
     tables.add_argument("--against", choices=ROWS, metavar="ROW", help="differences to this row, not to the control")
+    dividing = action("quotients", quotients, "print how long trainings took, or shares of a row, by what is stored")
+    dividing.add_argument("--of", choices=ROWS, metavar="ROW", help="what part of its differences every other row has")
+    dividing.add_argument("--seed", type=_seed, help="of one seed alone")
     drawing = action("plots", plots, "draw what is stored")
     drawing.add_argument("--folder", type=Path, default=Path("docs/pictures"), help="default: %(default)s")
     return parser.parse_args(arguments)

@@ -34,7 +34,7 @@ class TestCommand:
             scripts.main(["run", "--from-seed", "-1"])
         assert "'-1' is no number of at least 0" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("action", ["table", "plots"])
+    @pytest.mark.parametrize("action", ["table", "quotients", "plots"])
     def test_a_folder_without_results_is_told(self, scripts, action, tmp_path):
         with pytest.raises(SystemExit, match="nowhere has no results; study.py run makes them"):
             scripts.main([action, "--results", str(tmp_path / "nowhere")])

@@ -151,3 +151,43 @@ class TestTables:
         files = room("plots").draw_plots(place.results, tmp_path / "pictures")
         assert [file.name for file in files] == ["study_scenes_ablation.png", "study_scenes_ways.png"]
         assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files)
+
+
+class TestQuotients:
+    def lines(self, scripts, place, capsys, *words):
+        scripts.main(["quotients", *words, "--results", str(place.results)])
+        lines = capsys.readouterr().out.splitlines()
+        return {
+            cells[1]: cells[2:-1] for line in lines if len(cells := [cell.strip() for cell in line.split("|")]) > 1
+        }
+
+    def test_parts_of_a_gain_by_hand(self, scripts, place, capsys):
+        # Image 1 is tied: 1, 1.5, 2.5 and 3.5 of six images are found.
+        store(place, "control", "reference", better=[0, 1, 2, 3, 4, 5])
+        store(place, "contrastive", seeds=[1], better=[0, 0, 1, 2, 3, 4])
+        store(place, "dpo", better=[0, 0, 0, 0, 3, 4])
+        store(place, "nca", seeds=[0], better=[0, 0, 0, 1, 1, 5])
+        store(place, "infonce", seeds=[2], better=[0, 0, 0, 0, 3, 4])
+        found = self.lines(scripts, place, capsys, "--of", "dpo")
+        assert found["% of dpo"] == ["seeds", "R@1", "R@1 by reference", "CIDEr-D", "invented"]
+        assert found["contrastive"][:3] == ["1", "20", "20"] and found["nca"][:3] == ["0", "60", "60"]
+        assert found["nca"][4] == "-"  # DPO invents as many words as the control, so there is no whole
+        assert "infonce" not in found and "control" not in found and "dpo" not in found
+
+    def test_how_long_trainings_took(self, scripts, place, capsys):
+        store(place, "control", "dpo-part-0.5")
+        unit = room("plan").Unit("scenes", room("plan").ROWS["dpo"], 1)
+        room("files").write_json(place.result(unit), {**fake_result(unit, place), "training_seconds": 2.4})
+        found = self.lines(scripts, place, capsys)
+        assert found["× control"] == ["seed 0", "seed 1"] and found["dpo"] == ["1.00", "1.60"]
+        assert "dpo-part-0.5" not in found and "reference" not in found and "control" not in found
+        assert self.lines(scripts, place, capsys, "--seed", "1")["dpo"] == ["1.60"]
+
+    def test_nothing_to_compare_is_told(self, scripts, place):
+        store(place, "main", seeds=[0])
+        for words, message in (
+            (["--of", "dpo"], "no row to compare with 'dpo'"),
+            (["--seed", "3"], "no row to compare"),
+        ):
+            with pytest.raises(SystemExit, match=message):
+                scripts.main(["quotients", *words, "--results", str(place.results)])
