@@ -118,6 +118,14 @@ class TestScores:
         scores = PairScorer(captioner, captions, 1).scores(images)
         torch.testing.assert_close(scores.double(), one_by_one(captioner, images, captions), rtol=1e-5, atol=0)
 
+    def test_an_encoder_of_another_width_has_tries_too(self) -> None:
+        captioner = captioner_for(tiny.captioner_model(n_embd=24).eval(), tiny.processing())
+        images = tiny.pixel_values(2)
+        scorer = PairScorer(captioner, CAPTIONS)
+        assert scorer.plan.method == "prefix tries"
+        expected = one_by_one(captioner, images, CAPTIONS)
+        torch.testing.assert_close(scorer.scores(images).double(), expected, rtol=0, atol=1e-4)
+
 
 class TestPlan:
     @pytest.mark.parametrize("decoder", ["gpt2", "mbart"])

@@ -67,7 +67,7 @@ class CrossAttentionCaptioner(Captioner):
         """What the decoder's output embedding gives for the nodes of a trie, (n_images, n_nodes or n_edges, ...).
 
         Args:
-            states: The result of :meth:`encode`.
+            states: The result of :meth:`encode`, as :meth:`decoder_states` made it.
             trie: The captions.
             cache: Its second part is filled with keys and values of the states by the first call, and read by others.
         """
@@ -81,6 +81,13 @@ class CrossAttentionCaptioner(Captioner):
             use_cache=True,
         ).logits
         return logits
+
+    def decoder_states(self, states: Images) -> Images:
+        """What the decoder attends to, of the result of :meth:`encode`: the same, unless the model puts more between.
+
+        The model's own ``forward`` does this by itself; only who calls the decoder alone needs it.
+        """
+        return states
 
     def read_decoder(self) -> None:
         """Read off the decoder what the layout of captions needs; called at the end of a subclass's ``__init__``."""
@@ -179,7 +186,8 @@ class CrossAttentionCaptioner(Captioner):
 
     def trie_scorer(self, images: Images, max_logits_bytes: int | None = None) -> TrieScorer:
         """See :meth:`Captioner.trie_scorer`; keeps each layer's keys and values of the images."""
-        states = self.encode(images)
+        with torch.no_grad():
+            states = self.decoder_states(self.encode(images))
         logits_bytes = self.max_logits_bytes if max_logits_bytes is None else max_logits_bytes
         keys_and_values = DynamicCache()  # filled by the first trie, read by all others
 

@@ -15,7 +15,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_contrastive_caption.captioners.cross_attention import CrossAttentionCaptioner
+from hf_contrastive_caption.captioners.batch import Images
+from hf_contrastive_caption.captioners.cross_attention import ENCODER_STATES, CrossAttentionCaptioner
 from hf_contrastive_caption.captioners.settings import (
     check_vocabulary,
     given_end_token,
@@ -64,6 +65,13 @@ class EncoderDecoderCaptioner(CrossAttentionCaptioner):
     def states_arguments(self, states: Tensor) -> dict[str, Any]:
         """See :meth:`CrossAttentionCaptioner.states_arguments`."""
         return {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+
+    def decoder_states(self, states: Images) -> Images:
+        """See :meth:`CrossAttentionCaptioner.decoder_states`: in the width of the decoder."""
+        projection = getattr(self.base_model, "enc_to_dec_proj", None)
+        if projection is None:
+            return states
+        return {**states, ENCODER_STATES: projection(states[ENCODER_STATES])}
 
 
 def _decoder_config(model: VisionEncoderDecoderModel) -> PreTrainedConfig:
