@@ -133,6 +133,11 @@ TABLES = {
         "\ufeffcaption;file_name\nhello, you;x/ä.png\nthere;y/ä.png\n",
         [("x/ä.png", "hello, you"), ("y/ä.png", "there")],
     ),
+    "tabs, by a writer of CSV": (
+        "own.tsv",
+        'image\tcaption\na.png\t"a ""stop"" sign"\nb.png\t"""Open"" it says"\nc.png\t"two" and "three"\n',
+        [("a.png", 'a "stop" sign'), ("b.png", '"Open" it says'), ("c.png", '"two" and "three"')],
+    ),
     "no header": ("own.tsv", "a.png\tone\nb.png\ttwo\n", [("a.png", "one"), ("b.png", "two")]),
 }  # fmt: skip
 
@@ -226,6 +231,31 @@ def test_files_are_found_by_path_then_by_name_and_never_outside(tmp_path):
             folder.find(outside)
 
 
+def test_an_image_of_another_path_is_not_taken_for_a_missing_one(tmp_path):
+    for name in ("VG/1.png", "VG/2.png", "3.png"):
+        picture(tmp_path / "images" / name)
+    folder = ImageFolder(tmp_path / "images")
+    found = folder.find_all(["VG/1.png", "VG_2/1.png", "other/2.png", "VG\\1.png", "cat/3.png", "dog/3.png"])
+    images = tmp_path / "images"
+    assert found == [images / "VG/1.png", None, images / "VG/2.png", images / "VG/1.png", None, None]
+    file = table(tmp_path, "image,caption\nVG/1.png,one\nVG_2/1.png,two\n")
+    with pytest.raises(ValueError, match="1 of 2 images are not in .*: VG_2/1.png"):
+        convert_captions(file, images, tmp_path / "out")
+    assert convert_captions(file, images, tmp_path / "out", skip_missing=True).missing == 1
+
+
+def test_links_between_folders_are_no_second_file_and_no_endless_walk(tmp_path):
+    picture(tmp_path / "images" / "train2017" / "1.png")
+    (tmp_path / "images" / "train").symlink_to(tmp_path / "images" / "train2017")
+    (tmp_path / "images" / "train2017" / "round").symlink_to(tmp_path / "images")
+    found = ImageFolder(tmp_path / "images").find("elsewhere/1.png")
+    assert found is not None and found.resolve() == tmp_path / "images" / "train2017" / "1.png"
+    (tmp_path / "images" / "copy").mkdir()
+    (tmp_path / "images" / "copy" / "1.png").symlink_to(tmp_path / "images" / "train2017" / "1.png")
+    found = ImageFolder(tmp_path / "images").find("1.png")
+    assert found is not None and found.resolve() == tmp_path / "images" / "train2017" / "1.png"
+
+
 def test_large_sets_are_divided_into_files_of_limited_size(tmp_path):
     names = [f"{number:02}.png" for number in range(10)]
     sizes = [len(picture(tmp_path / "images" / name, seed, (40, 40))) for seed, name in enumerate(names)]
@@ -247,13 +277,15 @@ def test_images_are_made_smaller_on_request_only(tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6  # lies on its side
     turned.save(tmp_path / "images" / "turned.jpg", exif=exif)
-    file = table(tmp_path, "image,caption\nwide.jpg,a\nsmall.png,b\nhigh.png,c\nturned.jpg,d\n")
+    file = table(tmp_path, "image,caption\nwide.jpg,a\nsmall.png,b\nhigh.png,c\nturned.jpg,d\nphone.jpg,e\n")
+    second = Image.new("RGB", (100, 50), (9, 9, 9))
+    turned.save(tmp_path / "images" / "phone.jpg", format="MPO", save_all=True, append_images=[second], exif=exif)
     convert_captions(file, tmp_path / "images", tmp_path / "out", image_size=40)
     train = load_splits(tmp_path / "out")["train"]
-    assert [image.size for image in train["image"]] == [(40, 20), (20, 10), (13, 40), (20, 40)]
+    assert [image.size for image in train["image"]] == [(40, 20), (20, 10), (13, 40), (20, 40), (20, 40)]
     kept = [image["bytes"] for image in train.data.column("image").to_pylist()]
     assert kept[1] == (tmp_path / "images/small.png").read_bytes()
-    assert [Image.open(io.BytesIO(content)).format for content in kept] == ["JPEG", "PNG", "PNG", "JPEG"]
+    assert [Image.open(io.BytesIO(content)).format for content in kept] == ["JPEG", "PNG", "PNG", "JPEG", "JPEG"]
 
 
 def test_columns_are_found_by_the_library(tmp_path):

@@ -198,8 +198,9 @@ def _group_rows(
     for line, row in rows:
         if len(row) != len(first):
             raise ValueError(
-                f"line {line} of {file.name} has {len(row)} columns, but the first line {len(first)}; a caption with "
-                "a comma stands in quotes"
+                f"line {line} of {file.name} has {len(row)} columns, but the first line {len(first)}; with commas or "
+                "semicolons between columns a caption that has one stands in quotes, with tabs or | a caption can "
+                "have neither that mark nor a line break"
             )
         path = _NUMBERED.sub("", row[columns[0]].strip())
         if not path:
@@ -224,7 +225,14 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
             reader = csv.reader(text, delimiter=delimiter, strict=True)
         for row in reader:
             if any(cell.strip() for cell in row):
-                yield reader.line_num, _repaired(row) if delimiter == "|" else row
+                plain = [_unquoted(cell) for cell in row] if delimiter in "\t|" else row
+                yield reader.line_num, _repaired(plain) if delimiter == "|" else plain
+
+
+def _unquoted(cell: str) -> str:
+    """A cell as it was before a writer of CSV put it in quotes; others, with bare quotes in them, as they are."""
+    quoted = re.fullmatch(r'\s*"((?:[^"]|"")*)"\s*', cell)
+    return cell if quoted is None else quoted[1].replace('""', '"')
 
 
 def _repaired(row: list[str]) -> list[str]:

@@ -85,7 +85,7 @@ def convert_captions(
     )
     empty = _drop_empty_captions(annotated)
     captioned = [image for image in annotated if image.captions]
-    files = [folder.find(image.path) for image in captioned]
+    files = folder.find_all([image.path for image in captioned])
     missing = [image.path for image, file in zip(captioned, files, strict=True) if file is None]
     if missing and not skip_missing:
         raise ValueError(

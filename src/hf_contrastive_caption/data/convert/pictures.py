@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -30,6 +31,28 @@ class ImageFolder:
         self.root = root
         self._by_name: dict[str, list[Path]] | None = None
 
+    def find_all(self, paths: Sequence[str]) -> list[Path | None]:
+        """The file of each image, ``None`` where there is none.
+
+        One that is found by its name alone has no file where an image of another path is found in the same: of
+        ``cat/1.png`` and ``dog/1.png`` one is missing if there is a single ``1.png``.
+
+        Args:
+            paths: As for :meth:`find`.
+
+        Raises:
+            ValueError: As :meth:`find` does.
+        """
+        files = [self.find(path) for path in paths]
+        shared_by: dict[Path, set[PurePosixPath]] = {}
+        for path, file in zip(paths, files, strict=True):
+            if file is not None:
+                shared_by.setdefault(file, set()).add(_relative(path))
+        return [
+            file if file is None or len(shared_by[file]) == 1 or file == self.root / _relative(path) else None
+            for path, file in zip(paths, files, strict=True)
+        ]
+
     def find(self, path: str) -> Path | None:
         """The file of an image, or ``None`` if there is none.
 
@@ -42,7 +65,7 @@ class ImageFolder:
         Raises:
             ValueError: If several files below the folder have the name, or the path leads out of the folder.
         """
-        relative = PurePosixPath(path.replace("\\", "/"))
+        relative = _relative(path)
         if not relative.parts or relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
             raise ValueError(f"the image {path!r} is not inside of a folder; paths must be relative, without '..'")
         for candidate in (self.root / relative, self.root / relative.name):
@@ -50,18 +73,25 @@ class ImageFolder:
                 return candidate
         if self._by_name is None:
             self._by_name = self._all_files()
-        found = self._by_name.get(_normal(relative.name), [])
+        found = {os.path.realpath(file): file for file in self._by_name.get(_normal(relative.name), [])}
         if len(found) > 1:
-            told = ", ".join(str(file.relative_to(self.root)) for file in found[:3])
+            told = ", ".join(str(file.relative_to(self.root)) for file in list(found.values())[:3])
             raise ValueError(
                 f"the image {path!r} is not at this place in {self.root}, and {len(found)} files have its name "
                 f"({told}); give the folder that the paths of the annotations start from"
             )
-        return found[0] if found else None
+        return next(iter(found.values()), None)
 
     def _all_files(self) -> dict[str, list[Path]]:
         names: dict[str, list[Path]] = {}
-        for folder, _, files in sorted(os.walk(self.root, followlinks=True)):
+        entered = set()
+        for folder, folders, files in os.walk(self.root, followlinks=True):
+            folders.sort()
+            real = os.path.realpath(folder)
+            if real in entered:  # by a link, which may lead round for ever
+                folders.clear()
+                continue
+            entered.add(real)
             for name in files:
                 names.setdefault(_normal(name), []).append(Path(folder, name))
         return names
@@ -83,7 +113,7 @@ def image_bytes(file: Path, longest_side: int | None = None) -> bytes:
     if longest_side is None or max(opened.size) <= longest_side:
         return content
     with Image.open(BytesIO(content)) as original:
-        jpeg = original.format == "JPEG"
+        jpeg = original.format in ("JPEG", "MPO")  # what telephones write is a JPEG with more behind it
     opened.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     if jpeg:
@@ -91,6 +121,10 @@ def image_bytes(file: Path, longest_side: int | None = None) -> bytes:
     else:
         opened.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _relative(path: str) -> PurePosixPath:
+    return PurePosixPath(path.replace("\\", "/"))
 
 
 def _normal(name: str) -> str:
