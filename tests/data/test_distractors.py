@@ -32,8 +32,9 @@ def naive_allowed(index):
     for caption in range(index.n_captions):
         own = index.image_key[index.rows(np.asarray([caption]))[0]]
         for row in range(index.n_rows):
-            texts = index.text_key[index.row_start[row] : index.row_start[row + 1]]
-            table[caption, row] = index.image_key[row] != own and index.text_key[caption] not in texts
+            image = index.image_key[row]
+            texts = index.text_key[index.image_key[index.rows(np.arange(index.n_captions))] == image]
+            table[caption, row] = image != own and index.text_key[caption] not in texts
     return table
 
 
@@ -130,6 +131,22 @@ def test_an_example_with_a_distractor_that_does_not_open_counts_for_nothing(proc
     raising = ContrastiveCaptionDataset(broken, [processor], 2, distractors=True)
     with pytest.raises(ValueError, match="Row 2"):
         CaptionCollator([processor], 2)(raising.__getitems__([row for row, one in enumerate(hit) if one][:1]))
+
+
+def test_an_image_with_several_rows_is_looked_at_with_all_of_them(processor):
+    """The same images and captions with a caption in each row and with all of an image in one."""
+    texts = [["a dog"], ["a dog", "the red cat"], ["a blue boat"]]
+    rows = [(image, text) for image, of_image in enumerate(texts) for text in of_image]
+    images = tiny.images(3)
+    columns = {
+        "rows": {"image": [images[image] for image, _ in rows], "captions": [[text] for _, text in rows]},
+        "lists": {"image": images, "captions": texts},
+    }
+    for layout, image_of_row in (("rows", [0, 1, 1, 2]), ("lists", [0, 1, 2])):
+        dataset = Dataset.from_dict(columns[layout]).cast_column("image", ImageFeature())
+        data = ContrastiveCaptionDataset(dataset, [processor], 50, distractors=True)
+        drawn = [image_of_row[one.row] for one in data.__getitems__([0])[0].distractors]
+        assert drawn == [2] * 50
 
 
 def test_what_cannot_have_distractors_is_refused(processor, tmp_path: Path):

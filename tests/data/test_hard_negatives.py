@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_contrastive_caption.data.hard_negatives import HardNegatives, HardShare, captions_by_image, same_images
+from hf_contrastive_caption.data.by_image import captions_by_image, same_images
+from hf_contrastive_caption.data.hard_negatives import HardNegatives, HardShare
 from hf_contrastive_caption.data.negatives import ShuffledNegatives
 from hf_contrastive_caption.data.table import CaptionIndex
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from hf_contrastive_caption.data.by_image import CaptionsByImage, captions_by_image, same_images
 from hf_contrastive_caption.data.distractors import DistractorImages
 from hf_contrastive_caption.data.examples import (
     Augmentation,
@@ -26,11 +27,8 @@ from hf_contrastive_caption.data.examples import (
 )
 from hf_contrastive_caption.data.hard_negatives import (
     CandidateLists,
-    CaptionsByImage,
     HardNegatives,
     HardShare,
-    captions_by_image,
-    same_images,
 )
 from hf_contrastive_caption.data.images import file_states
 from hf_contrastive_caption.data.keyed import derive_key, mix

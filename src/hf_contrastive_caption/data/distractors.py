@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_contrastive_caption.data.by_image import captions_by_image
 from hf_contrastive_caption.data.negatives import ShuffledNegatives
-from hf_contrastive_caption.data.table import CaptionIndex, ragged_ranges
+from hf_contrastive_caption.data.table import CaptionIndex
 
 #: Stands where negatives have their epoch; evaluation draws with it as well.
 _EVERY_EPOCH = -2
@@ -35,7 +36,6 @@ class DistractorImages:
     def __init__(self, index: CaptionIndex, num_distractors: int, seed: int = 0) -> None:
         self._index = index
         self._negatives = _CaptionsOfOtherImages(index, num_distractors, seed)
-        _check_every_caption_has_distractors(index)
 
     def rows(self, captions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows whose images are the distractors.
@@ -54,40 +54,34 @@ class _CaptionsOfOtherImages(ShuffledNegatives):
 
     def __init__(self, index: CaptionIndex, num_negatives: int, seed: int) -> None:
         super().__init__(index, num_negatives, seed)
-        self._captions = index
+        _, self._image_of_row = np.unique(index.image_key, return_inverse=True)
+        self._by_image = captions_by_image(index, self._image_of_row)
+        self._check_every_caption_has_distractors()
 
     def _refused(self, drawn: NDArray[np.int64], captions: NDArray[np.int64]) -> NDArray[np.bool_]:
         drawn, captions = np.broadcast_arrays(drawn, captions)
-        same_image = self._captions.image_keys(drawn) == self._captions.image_keys(captions)
-        rows, texts = self._captions.rows(drawn).reshape(-1), self._captions.text_key[captions].reshape(-1)
-        return np.asarray(same_image | _said_of(self._captions, rows, texts).reshape(drawn.shape))
+        images = self._images(drawn)
+        said = self._by_image.say(images.reshape(-1), self.index.text_key[captions].reshape(-1))
+        return np.asarray((images == self._images(captions)) | said.reshape(drawn.shape))
 
+    def _images(self, captions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._image_of_row[self.index.rows(captions)]
 
-def _said_of(index: CaptionIndex, rows: NDArray[np.int64], texts: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether some caption of each row has the text that goes with the row, (n,) for rows (n,) and texts (n,)."""
-    starts = index.row_start[rows]  # (n,)
-    counts = index.row_start[rows + 1] - starts  # (n,), each at least 1
-    of_rows = index.text_key[ragged_ranges(starts, counts)]
-    return np.asarray(np.logical_or.reduceat(of_rows == np.repeat(texts, counts), np.cumsum(counts) - counts))
+    def _check_every_caption_has_distractors(self) -> None:
+        """Raise if a caption says what is said of all images but its own.
 
-
-def _check_every_caption_has_distractors(index: CaptionIndex) -> None:
-    """Raise if a caption says what is said of all images but its own.
-
-    An image can be refused to a caption only for a caption with the same text or for being its own. Where these are
-    fewer than the rows there is one left; the few captions for which they are not are looked at one by one.
-    """
-    _, text_of, times = np.unique(index.text_key, return_inverse=True, return_counts=True)
-    _, image_of, rows_of = np.unique(index.image_key, return_inverse=True, return_counts=True)
-    everything = np.arange(index.n_captions)
-    most_refused = times[text_of] + rows_of[image_of[index.rows(everything)]]  # (n_captions,)
-    rows = np.arange(index.n_rows)
-    for caption in np.flatnonzero(most_refused >= index.n_rows).tolist():
-        own, text = index.image_keys(np.asarray([caption])), index.text_key[caption]
-        if (_said_of(index, rows, np.full(index.n_rows, text)) | (index.image_key == own)).all():
-            row = int(index.rows(np.asarray([caption]))[0])
-            raise ValueError(
-                f"No distractor image can be drawn for caption {caption - int(index.row_start[row])} of row {row}: "
-                "every other image has a caption that says the same. Add images with other captions, check "
-                "image_id_column, or train with another objective."
-            )
+        An image can be refused to a caption only for a caption with the same text or for being its own. Where these
+        are fewer than the images there is one left; the few captions for which they are not are looked at one by one.
+        """
+        index, images = self.index, np.arange(len(self._by_image.start) - 1)
+        _, text_of, times = np.unique(index.text_key, return_inverse=True, return_counts=True)
+        for caption in np.flatnonzero(times[text_of] + 1 >= len(images)).tolist():
+            said = self._by_image.say(images, np.full(len(images), index.text_key[caption]))
+            if (said | (images == self._images(np.asarray([caption])))).all():
+                row = int(index.rows(np.asarray([caption]))[0])
+                place = caption - int(index.row_start[row])
+                raise ValueError(
+                    f"No distractor image can be drawn for caption {place} of row {row}: "
+                    "every other image has a caption that says the same. Add images with other captions, check "
+                    "image_id_column, or train with another objective."
+                )

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from hf_contrastive_caption.data import ContrastiveCaptionDataset
+from hf_contrastive_caption.data.by_image import CaptionsByImage
 from hf_contrastive_caption.data.collator import open_images
-from hf_contrastive_caption.data.hard_negatives import CaptionsByImage
 from hf_contrastive_caption.data.sampler import SampleKey
 from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences
 from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
