@@ -5,12 +5,14 @@ from __future__ import annotations
 from io import BytesIO
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from hf_contrastive_caption.data.images import (
     BadImageError,
     describe,
+    file_states,
     image_hash,
     iterate_images,
     open_image,
@@ -81,6 +83,11 @@ def test_palette_with_and_without_transparency():
     stored = open_image(encoded(image, transparency=1))
     assert pixels(stored) == [[[10, 20, 30], [255, 255, 255]]]
     assert pixels(to_rgb(image.convert("PA"))) == [[[10, 20, 30], [40, 50, 60]]]
+    layer = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    layer.putpixel((0, 0), (10, 20, 30, 255))
+    quantised = layer.quantize()
+    assert quantised.mode == "P" and "transparency" not in quantised.info
+    assert pixels(to_rgb(quantised)) == [[[10, 20, 30], [255, 255, 255]]]
 
 
 def test_a_transparent_colour_of_an_rgb_file_is_white():
@@ -125,6 +132,44 @@ def test_exif_orientation_is_applied(orientation):
     exif[0x0112] = orientation
     upright = image.transpose(transpositions[orientation]) if orientation in transpositions else image
     assert pixels(open_image(encoded(image, exif=exif))) == pixels(upright)
+
+
+def test_damaged_exif_is_no_reason_to_refuse_good_pixels():
+    image = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Cam"
+    raw = exif.tobytes()
+    text_for_number = raw.replace(b"\x01\x0f\x00\x02", b"\x01\x06\x00\x02")  # what ImageOps cannot write again
+    no_header = raw.replace(b"MM", b"M?")
+    assert raw not in (text_for_number, no_header)
+    turned = image.transpose(Image.Transpose.ROTATE_270)
+    assert pixels(open_image(encoded(image, exif=text_for_number))) == pixels(turned)
+    assert pixels(open_image(encoded(image, exif=no_header))) == pixels(image)
+
+
+def test_a_damaged_avif_file_does_not_open():
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    good = encoded(Image.new("RGB", (32, 32), (200, 10, 10)), "AVIF")
+    failed = set()
+    for place in range(60, len(good), 3):
+        try:
+            open_image(good[:place] + bytes([good[place] ^ 255]) + good[place + 1 :])
+        except BadImageError as error:
+            failed.add(str(error).split(":")[0].split(" does not open")[0])
+    assert failed == {f"an image of {len(good)} bytes"}
+
+
+def test_states_of_files_tell_changed_missing_and_other_ones(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    Image.new("RGB", (2, 2)).save(paths[0])
+    columns = [pa.chunked_array([pa.array(paths, kind)]) for kind in (pa.string(), pa.large_string())]
+    before = [file_states(column) for column in columns]
+    assert before[0] == before[1] and f"{paths[1]} missing".encode() in before[0]
+    Image.new("RGB", (9, 9)).save(paths[1])
+    after = [file_states(column) for column in columns]
+    assert after[0] == after[1] != before[0] and b"missing" not in after[0]
+    assert file_states(pa.chunked_array([pa.array([b"bytes"])])) == b""
 
 
 def test_every_form_of_an_image_opens(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from hf_contrastive_caption.data import table
 from hf_contrastive_caption.data.arrays import store_arrays
@@ -196,6 +197,30 @@ def test_unreadable_images_wait_until_they_are_opened(processor, tmp_path):
     assert len(set(keys.tolist())) == 3
 
 
+def test_keys_of_files_are_those_of_the_files_as_they_are(processor, tmp_path):
+    """A first run without the images, or with half of them, leaves no keys to the next one."""
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    rows = {"image": list(map(str, paths)), "captions": [[f"text {number}"] for number in range(4)]}
+    datasets.Dataset.from_dict(rows).to_json(tmp_path / "rows.jsonl")
+
+    def keys():
+        loaded = datasets.load_dataset(
+            "json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+        )
+        assert loaded.cache_files
+        return build(loaded.cast_column("image", datasets.Image()), processor)[0].image_key.tolist()
+
+    paths[0].write_bytes(b"")
+    paths[1].write_bytes(b"")
+    first = keys()
+    assert first[0] == first[1] and len(set(first)) == 3  # two are missing
+    for path, colour in zip(paths, (1, 2, 3, 3), strict=True):
+        Image.new("RGB", (4, 4), (colour, 0, 0)).save(path)
+    second = keys()
+    assert second == [image_hash(str(path)) for path in paths]
+    assert second[2] == second[3] and len(set(second)) == 3 and keys() == second
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -235,6 +260,10 @@ SAME = [
     ("\ufb01ne", "fine"),
     ("\u00e9t\u00e9", "e\u0301te\u0301"),
     ("'a dog'", "a dog"),
+    ("\u090f\u0915 \u0915\u0941\u0924\u094d\u0924\u093e\u0964", "\u090f\u0915 \u0915\u0941\u0924\u094d\u0924\u093e"),
+    ("\u0643\u0644\u0628\u061f", "\u0643\u0644\u0628"),
+    ("\u300c\u4e00\u53ea\u72d7\u300d", "\u4e00\u53ea\u72d7\u3002"),
+    ("\u201eein Hund\u201c \u2014", "\u2039ein Hund\u203a"),
 ]
 
 
@@ -243,7 +272,9 @@ def test_texts_that_say_the_same(one, other):
     assert text_key(one) == text_key(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("a dog", "a dogs"), ("a, b", "a b"), ("?", "!"), ("कि", "का")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("a dog", "a dogs"), ("a, b", "a b"), ("?", "!"), ("a dog \U0001f415", "a dog"), ("कि", "का")]
+)
 def test_texts_that_say_something_else(one, other):
     assert text_key(one) != text_key(other)
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 #: What Pillow's decoders raise on damaged files.
 _DECODER_ERRORS = (
@@ -32,10 +32,22 @@ _DECODER_ERRORS = (
     LookupError,
     TypeError,
     EOFError,
+    RuntimeError,  # of AVIF
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
+
+#: How pixels are turned for an EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 IMAGE_ENDINGS = frozenset(
     ".apng .avif .bmp .gif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
@@ -146,7 +158,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if 0 in image.size:
         raise BadImageError(f"an image of {image.width} × {image.height} pixels; it must have at least one pixel")
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return Image.fromarray(_eight_bits(image)).convert("RGB")
     if image.mode == "LAB":
@@ -154,12 +166,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
     if premultiplied is not None:
         image = image.convert(premultiplied)
-    see_through = "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
-    if see_through or image.mode in ("RGBA", "LA", "PA"):
+    if image.mode in ("RGBA", "LA", "PA") or _has_transparent_colours(image):
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
 def image_hash(value: Any) -> int:
@@ -193,17 +204,18 @@ def file_states(column: pa.ChunkedArray) -> bytes:
     """Path, size and time of change of every local image file that a column names without holding its bytes.
 
     Args:
-        column: Images as ``datasets`` stores them, or paths.
+        column: Images as ``datasets`` stores them, or paths. A file that is missing counts as missing.
     """
     found = []
     for chunk in column.chunks:
         paths = chunk
         if pa.types.is_struct(chunk.type):
             paths = pc.struct_field(chunk, "path").filter(pc.is_null(pc.struct_field(chunk, "bytes")))
-        for path in paths.to_pylist() if pa.types.is_string(paths.type) else ():
-            if path is not None and _is_local(path) and os.path.isfile(path):
-                state = os.stat(path)
-                found.append(f"{path} {state.st_size} {state.st_mtime_ns}")
+        for path in (
+            paths.to_pylist() if pa.types.is_string(paths.type) or pa.types.is_large_string(paths.type) else ()
+        ):
+            if path is not None and _is_local(path):
+                found.append(f"{path} {_file_state(path)}")
     return "\n".join(found).encode()
 
 
@@ -257,6 +269,36 @@ def _open_file(value: Any) -> Image.Image:
 
 def _is_local(path: str) -> bool:
     return "://" not in path
+
+
+def _file_state(path: str) -> str:
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):  # a path that the system cannot even look for
+        return "missing"
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The pixels turned as the EXIF orientation says.
+
+    The other EXIF entries are not touched: damaged ones, which ``ImageOps.exif_transpose`` writes anew and raises on,
+    are no reason to refuse good pixels.
+    """
+    image.load()  # an orientation may stand behind the pixels
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _DECODER_ERRORS:
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _has_transparent_colours(image: Image.Image) -> bool:
+    """Whether some colours of an image without an alpha channel are see-through."""
+    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
+        return True
+    return "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
 
 
 def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:

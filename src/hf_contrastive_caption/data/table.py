@@ -25,15 +25,14 @@ from datasets.fingerprint import get_temporary_cache_files_directory
 from numpy.typing import NDArray
 
 from hf_contrastive_caption.data.arrays import FlatArrays, store_arrays
-from hf_contrastive_caption.data.images import BadImageError, hash64, image_hash
+from hf_contrastive_caption.data.images import BadImageError, file_states, hash64, image_hash
 from hf_contrastive_caption.data.schema import CaptionColumns, captions_of
 from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
 
 #: Part of every fingerprint: a change of what the arrays mean makes a new one.
-_FORMAT = 2
-_ENDS = string.punctuation + string.whitespace + "。！？…，“”‘’«»¡¿"
+_FORMAT = 3
 
 
 class CaptionIndex:
@@ -168,7 +167,21 @@ def text_key(caption: str) -> int:
         An unsigned 64-bit number.
     """
     words = " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
-    return hash64((words.strip(_ENDS) or words).encode("utf-8", "surrogatepass"))
+    return hash64((_without_punctuation_at_ends(words) or words).encode("utf-8", "surrogatepass"))
+
+
+def _without_punctuation_at_ends(words: str) -> str:
+    first, behind = 0, len(words)
+    while first < behind and _is_punctuation_or_space(words[first]):
+        first += 1
+    while first < behind and _is_punctuation_or_space(words[behind - 1]):
+        behind -= 1
+    return words[first:behind]
+
+
+def _is_punctuation_or_space(character: str) -> bool:
+    """Of any script: the danda of Hindi, the question mark of Arabic, brackets, dashes and quotation marks."""
+    return character in string.punctuation or unicodedata.category(character)[0] in "PZ"
 
 
 def image_id_key(image_id: Any, row: int) -> int:
@@ -218,7 +231,10 @@ def build_index(
     )
     if not with_images:
         return CaptionIndex(texts)
-    by = [columns.image_id] if columns.image_id is not None else [columns.image, "bytes"]
+    if columns.image_id is not None:
+        by = [columns.image_id]
+    else:  # a path is not what stands behind it
+        by = [columns.image, "bytes", digest([], file_states(dataset.data.column(columns.image)))]
     images = store_arrays(
         _folder(dataset, "images", by), {"image_key": np.uint64}, partial(_image_pieces, dataset, columns, num_proc)
     )
