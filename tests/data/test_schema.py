@@ -10,7 +10,7 @@ from hf_contrastive_caption.data.schema import (
     CaptionColumns,
     captions_of,
     check_split,
-    features_of_example,
+    features_of_examples,
     find_columns,
 )
 
@@ -140,7 +140,15 @@ def test_features_of_an_example():
         "yes": True,
         "other": 0.5,
     }
-    features = features_of_example(example)
+    features = features_of_examples([example])
     assert isinstance(features["image"], Image) and isinstance(features["raw"], Image)
     kinds = {"text": TEXT, "texts": TEXTS, "number": Value("int64"), "yes": Value("bool"), "other": Value("null")}
     assert {name: features[name] for name in kinds} == kinds
+
+
+def test_features_of_examples_look_on_until_every_column_held_something():
+    examples = ({"a": "x", "b": value, "c": 0.5} for value in (None, [], ["y"], 7))
+    assert features_of_examples(examples) == {"a": TEXT, "b": TEXTS, "c": Value("null")}
+    assert next(examples)["b"] == 7  # and no further
+    assert features_of_examples([{"a": None}, {"a": None}]) == {"a": Value("null")}
+    assert features_of_examples([]) == {}

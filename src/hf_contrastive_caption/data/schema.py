@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,16 +129,25 @@ def references_of(example: Mapping[str, Any], columns: CaptionColumns) -> list[s
     return [caption for _, caption in _given(example, columns) if isinstance(caption, str) and caption.strip()]
 
 
-def features_of_example(example: Mapping[str, Any]) -> datasets.Features:
-    """Guess the features of a stream that does not know them from its first example.
+def features_of_examples(examples: Iterable[Mapping[str, Any]]) -> datasets.Features:
+    """Guess the features of a stream that does not know them from its first examples.
 
     Args:
-        example: The first example.
+        examples: Examples; the first, and then those that are needed until every column has held something.
 
     Returns:
-        Features of the images, strings, lists of strings and integers in it; other columns have type ``null``.
+        Features of the images, strings, lists of strings and integers in them; other columns have type ``null``.
     """
-    return datasets.Features({name: _feature_of(value) for name, value in example.items()})
+    found: dict[str, Any] = {}
+    for example in examples:
+        for name, value in example.items():
+            if name not in found or found[name] is None:
+                nothing = value is None or (isinstance(value, (list, tuple)) and not value)
+                found[name] = None if nothing else _feature_of(value)
+        if None not in found.values():
+            break
+    unknown = datasets.Value("null")
+    return datasets.Features({name: unknown if feature is None else feature for name, feature in found.items()})
 
 
 def check_split(dataset: Any) -> None:

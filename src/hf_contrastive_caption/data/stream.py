@@ -24,7 +24,7 @@ from hf_contrastive_caption.data.schema import (
     CaptionColumns,
     captions_of,
     check_split,
-    features_of_example,
+    features_of_examples,
     find_columns,
 )
 from hf_contrastive_caption.data.table import bytes_key, image_id_key, text_key
@@ -33,6 +33,8 @@ from hf_contrastive_caption.processing import CaptionProcessor
 logger = logging.getLogger(__name__)
 
 _CHUNK = 64
+_LOOKED_AT = 100
+"""Examples that are read at most to find the columns of a stream that does not know its features."""
 
 
 class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
@@ -53,7 +55,8 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
 
     Args:
         dataset: The stream, with an image column and captions. If it does not know its features, its first example
-            is read to find the columns, unless image and caption columns are named.
+            is read to find the columns, and more where something is ``None`` in it, unless image and caption columns
+            are named.
         processors: The target's processor, and where the reference has another one, the reference's.
         num_negatives: K, negatives for each positive; 0 for maximum likelihood, without a reservoir.
         seed: Another seed, other draws.
@@ -294,10 +297,9 @@ def _columns(
     if features is None and image is not None and captions is not None:
         return CaptionColumns(image, (captions,) if isinstance(captions, str) else tuple(captions), image_id)
     if features is None:
-        example = next(iter(dataset), None)
-        if example is None:
+        features = features_of_examples(islice(dataset, _LOOKED_AT))
+        if not features:
             raise ValueError("The stream is empty, and its columns cannot be found without an example.")
-        features = features_of_example(example)
     return find_columns(features, image, captions, image_id)
 
 
