@@ -7,6 +7,7 @@ from io import BytesIO
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from torch import nn
 from transformers import GenerationConfig
 
@@ -17,6 +18,7 @@ from hf_contrastive_caption.processing import CaptionProcessor
 from tests import tiny
 from tests.families.blip import blip_model
 from tests.families.chat import PROMPT, llava_model, llava_processing
+from tests.families.qwen_vl import qwen_model, qwen_processing
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +204,20 @@ def test_blip_stops_at_its_separator_alone():
     assert caption_images(model, captioner.processor, images) == expected
     with pytest.raises(ValueError, match=r"eos_token_id is \[9, 2\], but BLIP"):
         caption_images(model, captioner.processor, images, eos_token_id=[9, tiny.EOS])
+
+
+def test_a_stream_passes_over_images_that_the_image_processor_refuses(caplog):
+    captioner = captioner_for(qwen_model(), qwen_processing(), prompt="picture")
+    images = tiny.images(4)
+    images[1] = Image.new("RGB", (900, 4))
+    options = {"num_beams": 1, "max_new_tokens": 4, "batch_size": 3}
+    with pytest.raises(ValueError, match="Image 1: the image processor takes no image of 900 × 4 pixels"):
+        list(captioner.stream(images, **options))
+    found = list(captioner.stream(images, on_bad_image="skip", **options))
+    assert [one.caption for one in found] == captioner.caption([images[n] for n in (0, 2, 3)], **options)
+    assert [one.image for one in found] == [images[0], images[2], images[3]]
+    assert "skipped: Image 1: the image processor takes no image" in caplog.text
+    assert list(captioner.stream(images[1:2], on_bad_image="skip", **options)) == []
 
 
 def test_no_image_is_skipped_where_captions_belong_to_images_by_place(model, processor):

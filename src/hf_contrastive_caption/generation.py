@@ -27,7 +27,7 @@ from hf_contrastive_caption.data.images import (
     iterate_images,
     open_numbered,
 )
-from hf_contrastive_caption.processing import CaptionProcessor
+from hf_contrastive_caption.processing import IMAGE_PROCESSOR_ERRORS, CaptionProcessor
 from hf_contrastive_caption.prompting import PromptProcessor
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 NUM_BEAMS = 3
 MAX_NEW_TOKENS = 64
 """Longest caption in tokens that is generated unless told otherwise; fewer where the processor says so."""
+
+_Opened = tuple[int, Any, Image.Image]
+"""The number of an image, the image as it was given, and opened."""
 
 _LENGTH_ARGUMENTS = ("max_new_tokens", "max_length", "generation_config")
 
@@ -180,38 +183,54 @@ def _captioned(
 ) -> Iterator[CaptionedImage]:
     with bar:
         for batch in _batches(enumerate(items), batch_size):
-            opened = _opened(batch, on_bad_image)
+            opened, pixels = _read(captioner.processor, _opened(batch, on_bad_image), on_bad_image)
             if opened:
-                pictures = [picture for _, picture in opened]
-                captions, log_probs = _written(captioner, pictures, scored, arguments)
-                for (given, _), caption, log_prob in zip(opened, captions, log_probs, strict=True):
+                captions, log_probs = _written(captioner, pixels, scored, arguments)
+                for (_, given, _), caption, log_prob in zip(opened, captions, log_probs, strict=True):
                     yield CaptionedImage(given, caption, log_prob)
             bar.update(len(batch))
 
 
-def _opened(batch: list[tuple[int, Any]], on_bad_image: str) -> list[tuple[Any, Image.Image]]:
-    """The images of a batch as given and opened, those that do not open left out if that is wanted."""
+def _opened(batch: list[tuple[int, Any]], on_bad_image: str) -> list[_Opened]:
+    """The images of a batch, opened; those that do not open are left out if that is wanted."""
     opened = []
     for number, given in batch:
         try:
-            opened.append((given, open_numbered(given, number)))
+            opened.append((number, given, open_numbered(given, number)))
         except BadImageError as error:
-            if on_bad_image == "raise":
-                raise
-            logger.warning("skipped: %s", error)
+            _refuse(error, on_bad_image)
     return opened
 
 
+def _read(processor: CaptionProcessor, opened: list[_Opened], on_bad_image: str) -> tuple[list[_Opened], Images]:
+    """What the image processor makes of images, and of which; those that it refuses are left out if that is wanted."""
+    try:
+        return opened, processor.process_images([picture for *_, picture in opened]) if opened else {}
+    except IMAGE_PROCESSOR_ERRORS:
+        refused = processor.refused_images([picture for *_, picture in opened])
+        if not refused:
+            raise
+    for place, why in refused.items():
+        _refuse(BadImageError(f"Image {opened[place][0]}: {why}"), on_bad_image)
+    return _read(processor, [one for place, one in enumerate(opened) if place not in refused], on_bad_image)
+
+
+def _refuse(error: BadImageError, on_bad_image: str) -> None:
+    if on_bad_image == "raise":
+        raise error
+    logger.warning("skipped: %s", error)
+
+
 def _written(
-    captioner: Captioner, pictures: list[Image.Image], scored: bool, arguments: dict[str, Any]
+    captioner: Captioner, pixels: Images, scored: bool, arguments: dict[str, Any]
 ) -> tuple[list[str], list[float] | list[None]]:
-    """The captions of RGB images, and their likelihoods if these are wanted.
+    """The captions of images, and their likelihoods if these are wanted.
 
     The modes of the model and of autograd are set for the call alone: a stream may be left at any image.
     """
     base, processor = captioner.base_model, captioner.processor
     with evaluation_mode(base), torch.no_grad():
-        inputs = captioner.placed(processor.process_images(pictures))
+        inputs = captioner.placed(pixels)
         captions = processor.decode(captioner.generate(inputs, **arguments), _stops(captioner, arguments))
         return captions, _log_probs(captioner, inputs, captions) if scored else [None] * len(captions)
 

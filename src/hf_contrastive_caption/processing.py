@@ -19,6 +19,12 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
+IMAGE_PROCESSOR_ERRORS = (ValueError, ArithmeticError, RuntimeError)
+"""What image processors raise on images that they do not take."""
+
+BLANK_SIZE = (224, 224)
+"""Width and height in pixels of an image that every image processor takes."""
+
 
 class TokenizedCaptions(NamedTuple):
     """Token ids of captions, each ending with the end token, and which of them had to be cut."""
@@ -108,6 +114,26 @@ class CaptionProcessor:
         """
         features = self.image_processor(images=list(images), return_tensors="pt")
         return {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+
+    def refused_images(self, images: Sequence[Image.Image]) -> dict[int, str]:
+        """Which images the image processor does not take, each tried alone, and what it says of them.
+
+        Some have limits that depend on the image, such as Qwen's of 200 times as wide as high.
+
+        Args:
+            images: RGB images, (n_images,).
+        """
+        if self._refusal(Image.new("RGB", BLANK_SIZE)) is not None:
+            return {}  # it takes no image at all, which is not for the images
+        refusals = {number: self._refusal(image) for number, image in enumerate(images)}
+        return {number: why for number, why in refusals.items() if why is not None}
+
+    def _refusal(self, image: Image.Image) -> str | None:
+        try:
+            self.process_images([image])
+        except IMAGE_PROCESSOR_ERRORS as error:
+            return f"the image processor takes no image of {image.width} × {image.height} pixels: {error}"
+        return None
 
     def decode(
         self,

@@ -14,6 +14,7 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
+from hf_contrastive_caption.captioners import captioner_for
 from hf_contrastive_caption.data import (
     BadImageError,
     CaptionCollator,
@@ -21,6 +22,9 @@ from hf_contrastive_caption.data import (
     EpochSampler,
     SampleKey,
 )
+from hf_contrastive_caption.processing import CaptionProcessor
+from tests import tiny
+from tests.families.qwen_vl import qwen_model, qwen_processing
 
 from .conftest import WORDS, features, make_columns, make_dataset, make_processor
 
@@ -268,6 +272,36 @@ def test_a_broken_image_names_its_row(broken_dataset, processor, workers):
     message = r"Row 2: an image of 8 bytes \(cat.jpg\) does not open.*on_bad_image='skip'"
     with pytest.raises(BadImageError, match=message):
         list(loader(data, workers=workers, processors=[processor]))
+
+
+def test_an_image_that_the_image_processor_refuses_counts_as_broken():
+    """Qwen's takes none that is 200 times as wide as high."""
+    processor = captioner_for(qwen_model(), qwen_processing(), prompt="picture").processor
+    pictures = tiny.images(4)
+    pictures[2] = Image.new("RGB", (900, 4))
+    columns = {"image": pictures, "caption": tiny.texts(4)}
+    dataset = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    strict = ContrastiveCaptionDataset(dataset, [processor], 1)
+    with pytest.raises(BadImageError, match="Row 2: the image processor takes no image of 900 × 4 pixels: .*skip"):
+        CaptionCollator([processor], 1)(strict.__getitems__([1, 2, 3]))
+    skipping = ContrastiveCaptionDataset(dataset, [processor], 1, on_bad_image="skip")
+    batch = CaptionCollator([processor], 1)(skipping.__getitems__([1, 2, 3]))
+    assert batch["skipped"].tolist() == [False, True, False] and batch["weights"].tolist() == [1.0, 0.0, 1.0]
+    alone = processor.process_images([pictures[3]])["pixel_values"]
+    of_third = batch["images"]["pixel_values"][2]
+    assert torch.equal(of_third[: alone.shape[1]], alone[0])
+
+
+class TakesNothing(CaptionProcessor):
+    def process_images(self, images):
+        raise ValueError("no backend")
+
+
+def test_an_image_processor_that_takes_no_image_is_not_blamed_on_the_images(memory_dataset, processor):
+    broken = TakesNothing(processor.tokenizer, processor.image_processor, processor.end_token_id)
+    data = ContrastiveCaptionDataset(memory_dataset, [broken], 1, on_bad_image="skip")
+    with pytest.raises(ValueError, match="^no backend$"):
+        CaptionCollator([broken], 1)(data.__getitems__([0, 1]))
 
 
 def test_a_broken_image_is_skipped(broken_dataset, processor):

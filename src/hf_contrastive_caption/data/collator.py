@@ -10,15 +10,13 @@ import torch
 from PIL import Image
 
 from hf_contrastive_caption.data.examples import CaptionExample, Tokens
-from hf_contrastive_caption.processing import CaptionProcessor
+from hf_contrastive_caption.processing import BLANK_SIZE, IMAGE_PROCESSOR_ERRORS, CaptionProcessor
 
 Batch = dict[str, Any]
 """What the collator makes: nested dicts of tensors."""
 
 REFERENCE_LOG_PROBS = "reference_log_probs"
 """Where a batch holds scores of the reference that were computed ahead, (n_captions,)."""
-
-_BLANK_SIZE = (224, 224)
 
 
 class CaptionCollator:
@@ -99,9 +97,18 @@ class CaptionCollator:
 
     def _open(self, examples: Sequence[CaptionExample]) -> tuple[list[dict[str, torch.Tensor]], list[bool]]:
         """The images as each of the image processors makes them, and which of them did not open."""
-        images, skipped = open_images(examples)
+        images, closed = open_images(examples)
         readers = self.processors if self._reference_images else self.processors[:1]
-        return [reader.process_images(images) for reader in readers], skipped
+        try:
+            return [reader.process_images(images) for reader in readers], closed
+        except IMAGE_PROCESSOR_ERRORS:
+            refused = {number: why for reader in readers for number, why in reader.refused_images(images).items()}
+            if not refused:
+                raise
+        for number, why in refused.items():
+            examples[number].refuse(why)
+            images[number], closed[number] = Image.new("RGB", BLANK_SIZE, "white"), True
+        return [reader.process_images(images) for reader in readers], closed
 
     def _check(self, examples: Sequence[CaptionExample]) -> None:
         for example in examples:
@@ -134,7 +141,7 @@ def open_images(examples: Sequence[CaptionExample]) -> tuple[list[Image.Image], 
     """
     opened = [example.open_image() for example in examples]
     # A white image of the size of another one suits image processors that keep the size.
-    size = next((image.size for image in opened if image is not None), _BLANK_SIZE)
+    size = next((image.size for image in opened if image is not None), BLANK_SIZE)
     images = [Image.new("RGB", size, "white") if image is None else image for image in opened]
     return images, [image is None for image in opened]
 

@@ -104,12 +104,8 @@ class CaptionExample:
         try:
             image = open_image(self.image)
         except BadImageError as error:
-            if self.rules.on_bad_image == "skip":
-                return None
-            raise BadImageError(
-                f"Row {self.row}: {error}. Repair or remove the row, or pass on_bad_image='skip' to go on without "
-                "such images."
-            ) from error
+            self.refuse(str(error), error)
+            return None
         if self.rules.augment is None:
             return image
         with keyed_random_state(derive_key(self.rules.seed, "augment", self.epoch, self.row)):
@@ -120,6 +116,22 @@ class CaptionExample:
                 "image processor takes it from there."
             )
         return to_rgb(augmented)
+
+    def refuse(self, why: str, error: Exception | None = None) -> None:
+        """Raise for an image that cannot be used, unless such images are skipped.
+
+        Args:
+            why: What is wrong with it.
+            error: What was raised.
+
+        Raises:
+            BadImageError: Such images are not skipped; the message names the row.
+        """
+        if self.rules.on_bad_image == "raise":
+            raise BadImageError(
+                f"Row {self.row}: {why}. Repair or remove the row, or pass on_bad_image='skip' to go on without such "
+                "images."
+            ) from error
 
 
 @contextmanager
