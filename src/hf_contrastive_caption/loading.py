@@ -35,6 +35,7 @@ from hf_contrastive_caption.captioners.registry import (
     takes_prompt,
     unknown_captioner,
 )
+from hf_contrastive_caption.precision import common_dtype
 
 _WHERE_FROM = ("revision", "cache_dir", "token", "local_files_only", "force_download", "trust_remote_code")
 """Arguments of ``from_pretrained`` that hold for the files beside the weights as well."""
@@ -245,7 +246,9 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
     """
     if not os.path.isdir(folder):
         raise ValueError(f"there is no checkpoint folder {folder!r}; a run writes them as OUTPUT_DIR/checkpoint-STEP")
-    loaded: Any = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    # In a dtype that rounds none of them: model.dtype is that of the first weight, and others may be wider.
+    dtype = common_dtype(model.state_dict().values())
+    loaded: Any = type(model).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     saved, found = loaded
     wrong = {kind: sorted(map(str, found[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(wrong.values()):  # from_pretrained fills what is missing with random numbers
