@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from hf_contrastive_caption.adapter_files import leave_trained_adapter, restore_adapter
 from hf_contrastive_caption.checkpoint_folders import UNFINISHED, find_checkpoint, publish, rotate, tidy
 from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.sharding import is_sharded
@@ -144,6 +146,12 @@ class AtomicCheckpoints(Trainer):
             kept = [final, self.state.best_model_checkpoint, *self.checkpoints_in_use()]
             rotate(run, self.args.save_total_limit, kept)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model: Any = self.model
+        if isinstance(model, PeftModel) and self.args.should_save:
+            leave_trained_adapter(model, output_dir or str(self.args.output_dir))
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is None:  # else Trainer asks too early
             super()._push_from_checkpoint(checkpoint_folder)
@@ -171,22 +179,26 @@ class AtomicCheckpoints(Trainer):
     # Restoring -------------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        whole = self._whole_model()
-        if whole is not None:
-            restore_weights(whole, resume_from_checkpoint)
-        else:
+        if not self._restore(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        whole, folder = self._whole_model(), self.state.best_model_checkpoint
-        if whole is not None and folder is not None:
-            restore_weights(whole, folder)
-        else:
+        folder = self.state.best_model_checkpoint
+        if folder is None or not self._restore(folder):
             super()._load_best_model()
 
-    def _whole_model(self) -> PreTrainedModel | None:
-        """The model, if it has no adapters and every process has all of its weights."""
-        return self.model if isinstance(self.model, PreTrainedModel) and not self._is_sharded() else None
+    def _restore(self, folder: str) -> bool:
+        """Put the weights of a checkpoint into the model, where every process has all of it; else Trainer must."""
+        model: Any = self.model
+        if self._is_sharded():
+            return False
+        if isinstance(model, PeftModel):
+            restore_adapter(model, folder)
+        elif isinstance(model, PreTrainedModel):
+            restore_weights(model, folder)
+        else:
+            return False
+        return True
 
     def _is_sharded(self) -> bool:
         """Whether a process may have only a part of the model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -169,10 +170,13 @@ def is_repository(name: str) -> bool:
 
 def _no_model(folder: str) -> str:
     found = sort_checkpoints(folder)
+    adapters = sorted(str(file.parent) for file in Path(folder).glob(f"*/{_ADAPTER}"))
     hint = f"; its newest checkpoint is {found[-1]}" if found else ""
+    if adapters and not found:
+        hint = f"; give the folder of one adapter that lies in it ({', '.join(adapters)})"
     return (
-        f"the folder {folder} holds no model: neither {CONFIG_NAME} nor {_ADAPTER} is in it. A trainer writes them "
-        f"with save_model(){hint}"
+        f"the folder {folder} holds no model: neither {CONFIG_NAME} nor {_ADAPTER} is in it. A trainer writes "
+        f"them with save_model(){hint}"
     )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
+from peft import PeftModel
+
+from hf_contrastive_caption.adapter_files import leave_trained_adapter
 
 if TYPE_CHECKING:
     from hf_contrastive_caption.captioners.base import Captioner
@@ -64,11 +67,15 @@ class FrontDoor:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Save the model with its tokenizer, image processor and prompt, for :meth:`from_pretrained`.
 
+        Of a model with adapters the active one is saved, in the folder itself.
+
         Args:
             folder: A folder; made if it is not there.
         """
         captioner = self._captioner()
         captioner.model.save_pretrained(folder)  # type: ignore[operator]
+        if isinstance(captioner.model, PeftModel):
+            leave_trained_adapter(captioner.model, folder)
         captioner.processor.save_pretrained(os.fspath(folder))
 
     def caption(
