@@ -97,22 +97,22 @@ def find_checkpoint(output_dir: str | None, given: Any) -> str:
 
     Args:
         output_dir: The output folder.
-        given: ``True`` for the newest checkpoint in it, or the folder of one.
+        given: ``True`` for the checkpoint with the highest number in it, or the folder of one.
 
     Returns:
         Its folder.
 
     Raises:
-        ValueError: If there is none, or it is damaged.
+        ValueError: If there is none, it is damaged, or it is of an earlier training than one with a lower number.
     """
-    if given is True:
-        newest = get_last_checkpoint(output_dir) if output_dir and os.path.isdir(output_dir) else None
-        if newest is None:
+    newest = given is True
+    if newest:
+        given = get_last_checkpoint(output_dir) if output_dir and os.path.isdir(output_dir) else None
+        if given is None:
             raise ValueError(
                 f"there is no checkpoint in the output folder {output_dir!r} to resume from; leave "
                 "resume_from_checkpoint out to start anew, or set output_dir to the folder of the run to go on with"
             )
-        given = newest
     folder = Path(given)
     if not folder.is_dir():
         raise ValueError(f"there is no checkpoint folder {str(given)!r}; a run writes OUTPUT_DIR/checkpoint-STEP")
@@ -121,12 +121,53 @@ def find_checkpoint(output_dir: str | None, given: Any) -> str:
         whole = [path for path in _checkpoints(folder.parent) if path != folder and damage(path) is None]
         way_out = f"resume_from_checkpoint={str(whole[-1])!r} is whole" if whole else "start anew without it"
         raise ValueError(f"the checkpoint {str(folder)!r} is damaged ({found}); {way_out}")
+    if newest:
+        _refuse_two_trainings(folder)
     return str(folder)
+
+
+def _refuse_two_trainings(highest: Path) -> None:
+    """Refuse to choose where a checkpoint was written after the one with the highest number, by another training.
+
+    Times alone prove nothing, since a copy of a folder may have any. So both have to say it: the times, and the logs.
+    """
+    written = _state_file(highest).stat().st_mtime
+    for path in _checkpoints(highest.parent):
+        later = damage(path) is None and _state_file(path).stat().st_mtime > written
+        if later and not goes_on_from(highest, path):
+            raise ValueError(
+                f"{str(highest.parent)!r} has checkpoints of two trainings: {highest.name} has the highest number, "
+                f"but {path.name} was written after it, and its log is not the beginning of that of {highest.name}. "
+                f"Say which to go on from: resume_from_checkpoint={str(path)!r} for the later training"
+            )
+
+
+def goes_on_from(later: Path, earlier: Path) -> bool:
+    """Whether a checkpoint may be of the training that wrote an earlier one: its log begins with that of the other.
+
+    So it is where neither had anything to log yet, and for a checkpoint and itself.
+    """
+    try:
+        logs = [json.loads(_state_file(path).read_text(encoding="utf-8"))["log_history"] for path in (later, earlier)]
+    except (OSError, ValueError, KeyError):
+        return False  # damaged
+    begun, whole = json.dumps(logs[1]), json.dumps(logs[0][: len(logs[1])])  # as texts, in which NaN equals NaN
+    return begun == whole
+
+
+def steps_before(checkpoint: Path) -> set[int]:
+    """The steps of the checkpoints that the training of a checkpoint wrote up to it, its own included."""
+    step = _step(checkpoint)
+    return {
+        _step(path)
+        for path in _checkpoints(checkpoint.parent)
+        if _step(path) <= step and goes_on_from(checkpoint, path)
+    }
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or ``None``; opens them, but reads no weights."""
-    if not (folder / TRAINER_STATE_NAME).is_file():
+    if not _state_file(folder).is_file():
         return f"{TRAINER_STATE_NAME} is missing"
     for path in sorted(folder.iterdir()):
         try:
@@ -144,9 +185,18 @@ def damage(folder: Path) -> str | None:
 
 def _checkpoints(run: Path) -> list[Path]:
     """Folders of checkpoints, the lowest number first."""
-    numbers = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in run.iterdir()}
-    found = [(int(number[1]), path) for path, number in numbers.items() if number is not None and path.is_dir()]
-    return [path for _, path in sorted(found)]
+    found = [path for path in run.iterdir() if _step(path) >= 0 and path.is_dir()]
+    return sorted(found, key=lambda path: (_step(path), path))
+
+
+def _step(checkpoint: Path) -> int:
+    """The number in the name of a checkpoint; -1 for a folder that is none by its name."""
+    number = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", checkpoint.name)
+    return -1 if number is None else int(number[1])
+
+
+def _state_file(checkpoint: Path) -> Path:
+    return checkpoint / TRAINER_STATE_NAME
 
 
 def _sync(folder: Path) -> None:
