@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from hf_contrastive_caption.adapter_files import leave_trained_adapter, restore_adapter
-from hf_contrastive_caption.checkpoint_folders import UNFINISHED, find_checkpoint, publish, rotate, tidy
+from hf_contrastive_caption.checkpoint_folders import UNFINISHED, find_checkpoint, publish, rotate, steps_before, tidy
 from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.sharding import is_sharded
 from hf_contrastive_caption.statistics import RunningMeans
@@ -45,6 +46,8 @@ class AtomicCheckpoints(Trainer):
     _newly_skipped: torch.Tensor
     _staging: Path | None = None
     """While a checkpoint is written, the folder that stands for the output folder."""
+    _own_steps: AbstractSet[int] = frozenset()
+    """Steps whose checkpoints in the output folder are of this training, and not of an earlier one."""
 
     def save_extra(self, folder: Path) -> None:
         """For subclasses: write further files into a checkpoint, before it gets its name.
@@ -85,6 +88,9 @@ class AtomicCheckpoints(Trainer):
                 "learning rate and the random numbers start anew",
                 folder,
             )
+        self._own_steps = frozenset()
+        if folder is not None and Path(folder).resolve().parent == Path(self._get_output_dir(trial)).resolve():
+            self._own_steps = steps_before(Path(folder))
         self.prepare_start(folder)
         return super().train(folder, trial, *args, **kwargs)
 
@@ -133,6 +139,7 @@ class AtomicCheckpoints(Trainer):
             staged.mkdir(parents=True, exist_ok=True)  # another process makes it, maybe later
             self._save_log_state(staged)
             self.save_extra(staged)
+            self._own_steps |= {self.state.global_step}
             self._correct_best(run, staged)
         finally:
             self._staging = None
@@ -162,14 +169,22 @@ class AtomicCheckpoints(Trainer):
         if not step:
             return
         best = run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        if step == self.state.global_step or best.is_dir():
+        if step in self._own_steps and (step == self.state.global_step or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
             self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         """With ``save_total_limit=1`` Trainer ends by deleting all but the best, file by file; so do it before."""
-        best = self.state.best_model_checkpoint
+        best, step = self.state.best_model_checkpoint, self.state.best_global_step
+        if self.args.load_best_model_at_end and step and (best is None or not best.endswith(f"-{step}")):
+            logger.warning(
+                "the best step, by %s, is %d, but this training has saved no checkpoint there. %s. With save_steps "
+                "equal to eval_steps, or save_strategy='best', there is one wherever the best may be",
+                self.args.metric_for_best_model,
+                step,
+                "The model stays as it is after the last step" if best is None else f"The model of {best} comes back",
+            )
         if self.args.should_save and self.args.save_total_limit == 1 and best is not None and os.path.isdir(best):
             self._finish_current_push()  # Trainer waits for it too late
             rotate(Path(self._get_output_dir(trial)), 1, [best])
