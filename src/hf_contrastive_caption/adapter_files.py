@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -63,7 +64,7 @@ def restore_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
     own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     _refuse(folder, "missing", [key for key in own if key not in saved])
     _refuse(folder, "of another shape", [key for key in own if own[key].shape != saved[key].shape])
-    loaded = set_peft_model_state_dict(model, saved, adapter_name=name)
+    loaded: Any = set_peft_model_state_dict(model, saved, adapter_name=name)
     _refuse(folder, "unknown", loaded.unexpected_keys)
 
 

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from peft import PeftModel
-
-from hf_contrastive_caption.adapter_files import leave_trained_adapter
 
 if TYPE_CHECKING:
     from hf_contrastive_caption.captioners.base import Captioner
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
 class FrontDoor:
     """The methods of every :class:`Captioner` that are built of rooms which know captioners.
 
-    These rooms, ``loading`` and ``generation``, are imported when a method is called.
+    These rooms, ``loading`` and ``generation`` among them, are imported when a method is called, and so is PEFT.
     """
 
     @classmethod
@@ -72,6 +69,10 @@ class FrontDoor:
         Args:
             folder: A folder; made if it is not there.
         """
+        from peft import PeftModel
+
+        from hf_contrastive_caption.adapter_files import leave_trained_adapter
+
         captioner = self._captioner()
         captioner.model.save_pretrained(folder)  # type: ignore[operator]
         if isinstance(captioner.model, PeftModel):
