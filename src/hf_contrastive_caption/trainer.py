@@ -48,7 +48,7 @@ from hf_contrastive_caption.precision import without_autocast
 from hf_contrastive_caption.precomputed import ComputedAhead, training_epochs
 from hf_contrastive_caption.reference import Reference
 from hf_contrastive_caption.reference.replacement import ReferenceRefresh
-from hf_contrastive_caption.reference.selection import freeze_vision, make_reference
+from hf_contrastive_caption.reference.selection import freeze_vision, make_reference, warn_of_frozen_vision
 from hf_contrastive_caption.reference.versions import ReferenceVersions
 from hf_contrastive_caption.reporting import Reporting
 from hf_contrastive_caption.sharding import adapt_fsdp_plugin
@@ -129,6 +129,8 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         check_adapters(self.captioner.model)
         if args.freeze_vision_encoder:
             freeze_vision(self.captioner)
+        elif train_dataset is not None:
+            warn_of_frozen_vision(self.captioner)
         self.reference = make_reference(
             self.captioner, reference_model, reference_processing_class, args, make_captioner
         )
