@@ -115,6 +115,23 @@ class Reporting(Seq2SeqTrainer):
         self._eval_skipped = self._eval_skipped + inputs["skipped"].sum()
         return loss.detach(), None, None
 
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
+    ) -> dict[str, float]:
+        """See ``Seq2SeqTrainer``; of several data sets each is captioned as ``gen_kwargs`` say, too."""
+        sets: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(sets, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        metrics: dict[str, float] = {}
+        for name, data in sets.items():
+            one = name if eval_dataset is None else data
+            metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
+        return metrics
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
