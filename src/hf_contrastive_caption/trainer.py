@@ -277,6 +277,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             ValueError: If there is no such checkpoint, or it was trained against another reference.
         """
         self._train_means.clear()
+        self._start_log_ratio = None  # of an earlier training that ended before its first log
         self._forget_skipped()
         quiet: AbstractContextManager[dict[str, float]] = self.captioner.deterministic()
         with quiet if self.objective.noise_free else nullcontext({}) as rates:
@@ -383,7 +384,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             if model.training:
                 self._check_batch(model, inputs, output)
         if not torch.isfinite(output.loss).all():
-            step = self.state.global_step + 1
+            step = self.state.global_step + 1 if model.training else None
             raise FloatingPointError(describe_not_finite(self.captioner, inputs, output, step))
         # DDP averages gradients over processes, and the sum over items is what is wanted.
         items = output.items if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
