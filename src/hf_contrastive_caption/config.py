@@ -33,6 +33,8 @@ REFUSED_OPTIONS: dict[str, str] = {
     "average_tokens_across_devices": "the loss is always normalised over all processes",
     "batch_eval_metrics": _NO_LOGITS,
     "bf16_full_eval": "it would cast the target and not the reference; bf16=True runs both under autocast",
+    "dataloader_drop_last": "every image counts once in an epoch, and the loss of a last, smaller step is divided by "
+    "what is in it",
     "eval_accumulation_steps": "nothing is accumulated: " + _NO_LOGITS,
     "eval_do_concat_batches": _NO_LOGITS,
     "eval_use_gather_object": _NO_LOGITS,

@@ -347,6 +347,11 @@ def _check_options_of(
     """Refuse options that a data set made by the user has answered otherwise, where they were given."""
     if augment is not None:
         raise ValueError("augment was given, and a data set that is made already; make it with augment= instead")
+    if data.evaluation and not evaluation:
+        raise ValueError(
+            "train_dataset was made with evaluation=True, which draws the same captions and negatives in every epoch; "
+            "make it without, and pass this one as eval_dataset"
+        )
     answered: dict[str, Any] = {"on_bad_image": data.on_bad_image, "data_seed": data.seed}
     if not evaluation:
         answered["captions_per_image"] = data.captions_per_image
