@@ -18,18 +18,17 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 
+from hf_contrastive_caption.adapting import check_adapters, with_adapter
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.checks import check_equal_models, check_no_noise, describe_not_finite
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.construction import (
-    check_adapters,
     check_arguments,
     distinct_processors,
     make_captioner,
     make_data,
     make_objective,
     refuse_arguments,
-    with_adapter,
 )
 from hf_contrastive_caption.data import (
     CaptionCollator,
