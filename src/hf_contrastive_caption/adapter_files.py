@@ -14,34 +14,27 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
 
-_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)
 _IN_THE_FOLDER = "default"
 """The name of the adapter that PEFT writes into the folder itself."""
 
 
 def leave_trained_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
-    """Leave in a folder the adapter that trains, of those that ``save_pretrained`` has written there.
+    """Put the adapter that trains into the folder itself, where ``save_pretrained`` has written it under its name.
 
-    The others are not what was trained and belong, as the base model does, to what the training began with.
+    It replaces one that is called ``default`` and does not train: that belongs, as the base model does, to what the
+    training began with. Further adapters stay where PEFT puts them.
 
     Args:
         model: The model that was saved. If several of its adapters are active, all stay as PEFT wrote them.
         folder: The folder.
     """
-    if len(model.active_adapters) != 1:
+    if len(model.active_adapters) != 1 or model.active_adapters[0] == _IN_THE_FOLDER:
         return
-    (active,) = model.active_adapters
-    for name in model.peft_config:
-        own = Path(folder) / name
-        if name == _IN_THE_FOLDER or not own.is_dir():
-            continue
-        for file in _FILES:
-            if name == active:
-                os.replace(own / file, Path(folder) / file)
-            else:
-                (own / file).unlink(missing_ok=True)
-        if not os.listdir(own):
-            own.rmdir()
+    own = Path(folder) / model.active_adapters[0]
+    for file in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        os.replace(own / file, Path(folder) / file)
+    if not os.listdir(own):
+        own.rmdir()
 
 
 def restore_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
