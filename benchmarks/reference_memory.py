@@ -35,8 +35,8 @@ from training_ways import QUICK_SIZES, SIZES, K, Size
 from turns import WARM_UP, Worker
 
 from hf_contrastive_caption import ContrastiveCaptionConfig
+from hf_contrastive_caption.adapting import with_adapter
 from hf_contrastive_caption.captioners import caption_batch, captioner_for
-from hf_contrastive_caption.construction import with_adapter
 from hf_contrastive_caption.models import small_captioner
 
 COMPARISONS = (

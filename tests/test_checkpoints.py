@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend, get_last_checkpoint
 
 from hf_contrastive_caption import ContrastiveCaptionTrainer
-from hf_contrastive_caption.checkpoints import damage, publish, remove, rotate, tidy
+from hf_contrastive_caption.checkpoint_folders import damage, publish, remove, rotate, tidy
 from hf_contrastive_caption.reference.versions import VERSIONS
 from tests import tiny
 from tests.training import arguments, logged, trainer

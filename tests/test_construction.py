@@ -92,6 +92,7 @@ def test_an_adapter_by_name_as_the_reference(tmp_path: Path, adapter: Path) -> N
         ("use_liger_kernel", True, "fused"),
         ("label_smoothing_factor", 0.1, "log-ratio"),
         ("torch_compile", True, "hooks"),
+        ("dataloader_drop_last", True, "every image counts once in an epoch"),
         ("remove_unused_columns", True, "drops the others"),
         ("train_sampling_strategy", "batch_rebalance", "must be one of random, sequential, group_by_length"),
         ("length_column_name", "n_words", "no column of lengths"),
@@ -233,6 +234,15 @@ def test_images_that_a_ready_made_data_set_skips_are_counted(tmp_path: Path, cap
     assert found.evaluate()["eval_skipped_images"] == 8
     assert "8 of 16 images do not open and are left out" in caplog.text
     assert found.compare_with_reference(max_new_tokens=4, progress=False).target.num_images == 8
+
+
+def test_a_data_set_made_for_evaluations_is_not_trained_on(tmp_path: Path) -> None:
+    model = tiny.captioner_model()
+    processor = captioner_for(model, tiny.processing()).processor
+    made = ContrastiveCaptionDataset(tiny.caption_dataset(4), [processor], 3, evaluation=True)
+    with pytest.raises(ValueError, match="same captions and negatives in every epoch; make it without"):
+        trainer(tmp_path, model, made)
+    assert trainer(tmp_path, model, eval_dataset=made).evaluate()["eval_loss"] == pytest.approx(math.log(4), abs=1e-5)
 
 
 def test_an_evaluation_stream_of_several_processes_counts_every_row_once(

@@ -63,6 +63,21 @@ def test_a_whole_copy_is_plain_frozen_and_equal(world: Any) -> None:
         whole_copy(nn.Linear(2, 2))
 
 
+def test_a_whole_copy_has_each_weight_in_its_own_precision(world: Any) -> None:
+    """A frozen vision side in bfloat16 comes first, and says nothing of the decoder that trains in float32."""
+    model = tiny.captioner_model()
+    model.encoder.to(torch.bfloat16)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for part in (model.encoder, model.decoder):
+        fully_shard(part, mesh=world)
+    copied = whole_copy(model).state_dict()
+    assert {value.dtype for value in expected.values()} == {torch.bfloat16, torch.float32}
+    assert {name: value.dtype for name, value in copied.items()} == {
+        name: value.dtype for name, value in expected.items()
+    }
+    assert all(torch.equal(copied[name], value) for name, value in expected.items())
+
+
 def test_verifying_leaves_the_weights_in_shards(world: Any) -> None:
     """An optimizer that is made next must get the weights that are kept."""
     model = sharded_captioner(world)

@@ -8,24 +8,22 @@ begin with an underscore: neither ``Trainer`` nor its uploads to the Hub take su
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import re
-import shutil
-import tempfile
-import zipfile
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from hf_contrastive_caption.adapter_files import leave_trained_adapter, restore_adapter
+from hf_contrastive_caption.checkpoint_folders import UNFINISHED, find_checkpoint, publish, rotate, steps_before, tidy
 from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.sharding import is_sharded
 from hf_contrastive_caption.statistics import RunningMeans
@@ -34,10 +32,6 @@ logger = logging.getLogger(__name__)
 
 LOG_STATE_NAME = "log_state.json"
 """The file of a checkpoint with what was summed up since the last log."""
-
-_UNFINISHED, _REPLACED, _DELETED = "_unfinished-", "_replaced-", "_deleted-"
-_JIT_SENTINEL = "checkpoint-is-incomplete.txt"
-"""What ``Trainer`` with ``enable_jit_checkpoint`` puts into a checkpoint's folder before it saves."""
 
 
 class AtomicCheckpoints(Trainer):
@@ -52,6 +46,8 @@ class AtomicCheckpoints(Trainer):
     _newly_skipped: torch.Tensor
     _staging: Path | None = None
     """While a checkpoint is written, the folder that stands for the output folder."""
+    _own_steps: AbstractSet[int] = frozenset()
+    """Steps whose checkpoints in the output folder are of this training, and not of an earlier one."""
 
     def save_extra(self, folder: Path) -> None:
         """For subclasses: write further files into a checkpoint, before it gets its name.
@@ -92,6 +88,9 @@ class AtomicCheckpoints(Trainer):
                 "learning rate and the random numbers start anew",
                 folder,
             )
+        self._own_steps = frozenset()
+        if folder is not None and Path(folder).resolve().parent == Path(self._get_output_dir(trial)).resolve():
+            self._own_steps = steps_before(Path(folder))
         self.prepare_start(folder)
         return super().train(folder, trial, *args, **kwargs)
 
@@ -133,13 +132,14 @@ class AtomicCheckpoints(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(self._get_output_dir(trial))
         final = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._staging = run / f"{_UNFINISHED}{self.state.global_step}"
+        self._staging = run / f"{UNFINISHED}{self.state.global_step}"
         staged = self._staging / final.name
         try:
             super()._save_checkpoint(model, trial)
             staged.mkdir(parents=True, exist_ok=True)  # another process makes it, maybe later
             self._save_log_state(staged)
             self.save_extra(staged)
+            self._own_steps |= {self.state.global_step}
             self._correct_best(run, staged)
         finally:
             self._staging = None
@@ -153,6 +153,12 @@ class AtomicCheckpoints(Trainer):
             kept = [final, self.state.best_model_checkpoint, *self.checkpoints_in_use()]
             rotate(run, self.args.save_total_limit, kept)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model: Any = self.model
+        if isinstance(model, PeftModel) and self.args.should_save:
+            leave_trained_adapter(model, output_dir or str(self.args.output_dir))
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is None:  # else Trainer asks too early
             super()._push_from_checkpoint(checkpoint_folder)
@@ -163,14 +169,22 @@ class AtomicCheckpoints(Trainer):
         if not step:
             return
         best = run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        if step == self.state.global_step or best.is_dir():
+        if step in self._own_steps and (step == self.state.global_step or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
             self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         """With ``save_total_limit=1`` Trainer ends by deleting all but the best, file by file; so do it before."""
-        best = self.state.best_model_checkpoint
+        best, step = self.state.best_model_checkpoint, self.state.best_global_step
+        if self.args.load_best_model_at_end and step and (best is None or not best.endswith(f"-{step}")):
+            logger.warning(
+                "the best step, by %s, is %d, but this training has saved no checkpoint there. %s. With save_steps "
+                "equal to eval_steps, or save_strategy='best', there is one wherever the best may be",
+                self.args.metric_for_best_model,
+                step,
+                "The model stays as it is after the last step" if best is None else f"The model of {best} comes back",
+            )
         if self.args.should_save and self.args.save_total_limit == 1 and best is not None and os.path.isdir(best):
             self._finish_current_push()  # Trainer waits for it too late
             rotate(Path(self._get_output_dir(trial)), 1, [best])
@@ -180,22 +194,26 @@ class AtomicCheckpoints(Trainer):
     # Restoring -------------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        whole = self._whole_model()
-        if whole is not None:
-            restore_weights(whole, resume_from_checkpoint)
-        else:
+        if not self._restore(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        whole, folder = self._whole_model(), self.state.best_model_checkpoint
-        if whole is not None and folder is not None:
-            restore_weights(whole, folder)
-        else:
+        folder = self.state.best_model_checkpoint
+        if folder is None or not self._restore(folder):
             super()._load_best_model()
 
-    def _whole_model(self) -> PreTrainedModel | None:
-        """The model, if it has no adapters and every process has all of its weights."""
-        return self.model if isinstance(self.model, PreTrainedModel) and not self._is_sharded() else None
+    def _restore(self, folder: str) -> bool:
+        """Put the weights of a checkpoint into the model, where every process has all of it; else Trainer must."""
+        model: Any = self.model
+        if self._is_sharded():
+            return False
+        if isinstance(model, PeftModel):
+            restore_adapter(model, folder)
+        elif isinstance(model, PreTrainedModel):
+            restore_weights(model, folder)
+        else:
+            return False
+        return True
 
     def _is_sharded(self) -> bool:
         """Whether a process may have only a part of the model."""
@@ -241,157 +259,3 @@ class AtomicCheckpoints(Trainer):
         self._tr_loss.fill_(loss.item())
         self._total_loss_scalar -= rows[:, 0].mean().item()
         self._globalstep_last_logged = state["last_logged_step"]
-
-
-# Folders -------------------------------------------------------------------------------------------------------------
-
-
-def publish(staged: Path, final: Path) -> None:
-    """Give a complete checkpoint its name.
-
-    Args:
-        staged: The checkpoint, in a folder of its own that is removed.
-        final: The name. A folder of this name, of an earlier run, is replaced; :func:`tidy` brings it back if the
-            process is killed before the new one stands in its place.
-    """
-    _sync(staged)
-    replaced = final.with_name(final.name.replace(f"{PREFIX_CHECKPOINT_DIR}-", _REPLACED))
-    if final.exists():
-        os.rename(final, replaced)  # a folder cannot be renamed onto another
-    os.rename(staged, final)
-    _sync_folder(final.parent)
-    if replaced.exists():
-        remove(replaced)
-    shutil.rmtree(staged.parent, ignore_errors=True)  # empty
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder; it loses its name at once, so that it is never there in part."""
-    bin_folder = Path(tempfile.mkdtemp(prefix=_DELETED, dir=folder.parent))
-    os.rename(folder, bin_folder / folder.name)
-    shutil.rmtree(bin_folder, ignore_errors=True)
-
-
-def rotate(run: Path, limit: int | None, keep: list[Any]) -> None:
-    """Delete the oldest checkpoints.
-
-    Args:
-        run: The folder with the checkpoints.
-        limit: How many may be there.
-        keep: Paths of checkpoints that stay; ``None`` for none. There are more than ``limit`` if these are more.
-    """
-    kept = {Path(path).resolve() for path in keep if path is not None}
-    folders = [Path(path) for path in sort_checkpoints(str(run), use_mtime=True)]  # the oldest first
-    others = [path for path in folders if path.resolve() not in kept]
-    surplus = len(folders) - max(limit or 0, len(folders) - len(others))
-    for path in others[: max(0, surplus)]:
-        logger.info("deleting %s, as save_total_limit is %s", path, limit)
-        remove(path)
-
-
-def tidy(run: Path) -> None:
-    """Remove what a killed run left in its folder, and undo a replacement that was not finished.
-
-    Args:
-        run: The folder with the checkpoints of one run; folders of other runs in it are not looked into.
-    """
-    if not run.is_dir():
-        return
-    for path in sorted(run.glob("_*-*")):
-        number = re.fullmatch(rf"{_REPLACED}(\d+)", path.name)
-        if number is not None:
-            checkpoint = run / f"{PREFIX_CHECKPOINT_DIR}-{number[1]}"
-            if checkpoint.exists():
-                remove(path)
-            else:
-                os.rename(path, checkpoint)
-        elif re.match(rf"{_UNFINISHED}\d+$|{_DELETED}", path.name):
-            logger.info("removing %s, which a run that was killed left behind", path)
-            shutil.rmtree(path, ignore_errors=True)
-    for path in _checkpoints(run):  # the folder that enable_jit_checkpoint makes before it saves
-        if set(os.listdir(path)) <= {_JIT_SENTINEL}:
-            remove(path)
-
-
-def find_checkpoint(output_dir: str | None, given: Any) -> str:
-    """The checkpoint that a training shall go on from.
-
-    Args:
-        output_dir: The output folder.
-        given: ``True`` for the newest checkpoint in it, or the folder of one.
-
-    Returns:
-        Its folder.
-
-    Raises:
-        ValueError: If there is none, or it is damaged.
-    """
-    if given is True:
-        newest = get_last_checkpoint(output_dir) if output_dir and os.path.isdir(output_dir) else None
-        if newest is None:
-            raise ValueError(
-                f"there is no checkpoint in the output folder {output_dir!r} to resume from; leave "
-                "resume_from_checkpoint out to start anew, or set output_dir to the folder of the run to go on with"
-            )
-        given = newest
-    folder = Path(given)
-    if not folder.is_dir():
-        raise ValueError(f"there is no checkpoint folder {str(given)!r}; a run writes OUTPUT_DIR/checkpoint-STEP")
-    found = damage(folder)
-    if found is not None:
-        whole = [path for path in _checkpoints(folder.parent) if path != folder and damage(path) is None]
-        way_out = f"resume_from_checkpoint={str(whole[-1])!r} is whole" if whole else "start anew without it"
-        raise ValueError(f"the checkpoint {str(folder)!r} is damaged ({found}); {way_out}")
-    return str(folder)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, or ``None``; opens them, but reads no weights."""
-    if not (folder / TRAINER_STATE_NAME).is_file():
-        return f"{TRAINER_STATE_NAME} is missing"
-    for path in sorted(folder.iterdir()):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-            elif path.suffix == ".safetensors":
-                with safe_open(path, framework="pt"):
-                    pass
-            elif path.suffix in (".pt", ".pth", ".bin") and path.is_file() and not zipfile.is_zipfile(path):
-                return f"{path.name} is no file of torch.save, or was cut"  # its directory is at its end
-        except (ValueError, SafetensorError) as error:
-            return f"{path.name}: {error}"
-    return None
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """Folders of checkpoints, the lowest number first."""
-    numbers = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in run.iterdir()}
-    found = [(int(number[1]), path) for path, number in numbers.items() if number is not None and path.is_dir()]
-    return [path for _, path in sorted(found)]
-
-
-def _sync(folder: Path) -> None:
-    """Wait until all files of a folder are on the disk, so that a power failure leaves no renamed empty files."""
-    if os.name != "posix":  # elsewhere a file must be open for writing, and a folder cannot be opened
-        return
-    for path, _, names in os.walk(folder):
-        for name in names:
-            descriptor = os.open(os.path.join(path, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        _sync_folder(Path(path))
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system that cannot
-            raise
-    finally:
-        os.close(descriptor)

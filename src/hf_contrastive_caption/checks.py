@@ -96,15 +96,20 @@ def _computing_dtype(captioner: Captioner) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else captioner.dtype
 
 
-def describe_not_finite(captioner: Captioner, inputs: Batch, output: ObjectiveOutput, step: int) -> str:
-    """What there is to know about a batch whose loss is not finite."""
+def describe_not_finite(captioner: Captioner, inputs: Batch, output: ObjectiveOutput, step: int | None) -> str:
+    """What there is to know about a batch whose loss is not finite, in a training step or, without one, elsewhere."""
     captions = inputs["captions"]
     pieces = captions["input_ids"].split(captions["lengths"].tolist())
     wrong = (~torch.isfinite(output.log_probs.detach())).nonzero()[:5, 0].tolist()
     texts = captioner.processor.decode([pieces[number] for number in wrong or range(min(5, len(pieces)))])
     shown = "captions without a finite score" if wrong else "all target scores are finite; first captions"
+    where, way_out = "an evaluation", "Look whether all weights of the model, and of its reference, are finite"
+    if step is not None:
+        where = f"step {step}"
+        way_out = (
+            "Training stops here, before the weights take it: lower the learning rate, or use bf16 instead of fp16"
+        )
     return (
-        f"the loss is {output.loss.sum().item()} in step {step}, rows {inputs['rows'].tolist()}; "
-        f"{shown}: {texts}. Training stops here, before the weights take it: lower the learning rate, or use bf16 "
-        "instead of fp16"
+        f"the loss is {output.loss.sum().item()} in {where}, rows {inputs['rows'].tolist()}; {shown}: {texts}. "
+        f"{way_out}"
     )

@@ -33,6 +33,8 @@ REFUSED_OPTIONS: dict[str, str] = {
     "average_tokens_across_devices": "the loss is always normalised over all processes",
     "batch_eval_metrics": _NO_LOGITS,
     "bf16_full_eval": "it would cast the target and not the reference; bf16=True runs both under autocast",
+    "dataloader_drop_last": "every image counts once in an epoch, and the loss of a last, smaller step is divided by "
+    "what is in it",
     "eval_accumulation_steps": "nothing is accumulated: " + _NO_LOGITS,
     "eval_do_concat_batches": _NO_LOGITS,
     "eval_use_gather_object": _NO_LOGITS,
@@ -58,6 +60,9 @@ REFUSED_OPTIONS: dict[str, str] = {
     "log-probabilities already",
 }
 """Inherited options that cannot work here, and why. Each is refused when it is set to anything but its default."""
+
+_BETTER_WHEN_LOWER = ("negative_log_ratio", "negative_log_prob", "distractor_log_prob", "skipped_images", "runtime")
+"""Metrics of an evaluation, of captions excepted, that are better when they are lower; also of one of several sets."""
 
 _OFF: tuple[Any, ...] = (None, False, 0, "no", [])
 """What means "do not" where not doing it is the default; a command line parser may give another of them."""
@@ -433,6 +438,8 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             self._check_measure("metric_for_best_model", best)
             if self.greater_is_better is None:
                 self.greater_is_better = best not in LOWER_IS_BETTER
+        elif given.endswith(_BETTER_WHEN_LOWER) and self.greater_is_better is None:
+            self.greater_is_better = False  # Trainer's default for all but losses is True
 
     def _check_measure(self, option: str, name: str) -> None:
         if not self.eval_captions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from hf_contrastive_caption.captioners.registry import (
     takes_prompt,
     unknown_captioner,
 )
+from hf_contrastive_caption.precision import common_dtype
 
 _WHERE_FROM = ("revision", "cache_dir", "token", "local_files_only", "force_download", "trust_remote_code")
 """Arguments of ``from_pretrained`` that hold for the files beside the weights as well."""
@@ -168,10 +170,13 @@ def is_repository(name: str) -> bool:
 
 def _no_model(folder: str) -> str:
     found = sort_checkpoints(folder)
+    adapters = sorted(str(file.parent) for file in Path(folder).glob(f"*/{_ADAPTER}"))
     hint = f"; its newest checkpoint is {found[-1]}" if found else ""
+    if adapters and not found:
+        hint = f"; give the folder of one adapter that lies in it ({', '.join(adapters)})"
     return (
-        f"the folder {folder} holds no model: neither {CONFIG_NAME} nor {_ADAPTER} is in it. A trainer writes them "
-        f"with save_model(){hint}"
+        f"the folder {folder} holds no model: neither {CONFIG_NAME} nor {_ADAPTER} is in it. A trainer writes "
+        f"them with save_model(){hint}"
     )
 
 
@@ -245,7 +250,9 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
     """
     if not os.path.isdir(folder):
         raise ValueError(f"there is no checkpoint folder {folder!r}; a run writes them as OUTPUT_DIR/checkpoint-STEP")
-    loaded: Any = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    # In a dtype that rounds none of them: model.dtype is that of the first weight, and others may be wider.
+    dtype = common_dtype(model.state_dict().values())
+    loaded: Any = type(model).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     saved, found = loaded
     wrong = {kind: sorted(map(str, found[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(wrong.values()):  # from_pretrained fills what is missing with random numbers

@@ -22,6 +22,10 @@ LogRatioLoss = Callable[..., Tensor]
 ``weights`` (n_positives,) and ``reduction`` as keywords."""
 
 
+LOG_RATIO_LOSS = "log_ratio_loss"
+"""The name of a loss without its likelihood term, where it has one."""
+
+
 @dataclass(frozen=True)
 class ObjectiveOutput:
     """A loss that is not yet normalised.
@@ -49,9 +53,15 @@ class Objective(ABC):
 
     Attributes:
         noise_free: Whether scores are compared with each other, so that noise in them (dropout) must be off.
+        reported: Names of what is reported of a batch beside the loss and its terms.
     """
 
     noise_free: ClassVar[bool]
+    reported: ClassVar[tuple[str, ...]]
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all that is reported of a batch."""
+        return ("loss", *self.reported)
 
     @abstractmethod
     def count(self, batch: Batch) -> Tensor:
@@ -87,6 +97,10 @@ class ComparingObjective(Objective):
             items.append((weights * self._by_positive(batch["captions"]["lengths"])[:, 0]).sum())
         return torch.stack(items)
 
+    def metrics(self) -> tuple[str, ...]:
+        """See :meth:`Objective.metrics`."""
+        return (*super().metrics(), *((LOG_RATIO_LOSS,) if self.mle_weight else ()))
+
     def _by_positive(self, values: Tensor) -> Tensor:
         """(n_positives, 1 + num_negatives): a positive and what it is compared with are neighbours in the batch."""
         return values.view(-1, 1 + self.num_negatives)
@@ -117,7 +131,7 @@ class ComparingObjective(Objective):
         if self.mle_weight:
             likelihood = mle_loss(self._by_positive(log_probs)[:, 0], weights, reduction="sum")
             loss = torch.stack([compared, self.mle_weight * likelihood])
-            means["log_ratio_loss"] = (compared, items[0])
+            means[LOG_RATIO_LOSS] = (compared, items[0])
         else:
             loss = compared[None]
         return ObjectiveOutput(loss, items, log_probs, {"loss": (loss, items), **means}, reference_log_probs)
@@ -133,6 +147,16 @@ class ContrastiveObjective(ComparingObjective):
         mle_weight: See :class:`ComparingObjective`.
         encode_once: Whether to run the vision encoder, which then must be frozen, once for target and reference.
     """
+
+    reported = (
+        "positive_log_ratio",
+        "negative_log_ratio",
+        "margin",
+        "ranked_first",
+        "ranked_first_by_log_prob",
+        "positive_log_prob",
+        "negative_log_prob",
+    )
 
     def __init__(
         self,
@@ -184,6 +208,8 @@ class IntrospectiveObjective(ComparingObjective):
         mle_weight: See :class:`ComparingObjective`.
     """
 
+    reported = ("image_margin", "own_image_first", "positive_log_prob", "distractor_log_prob")
+
     def __init__(self, num_negatives: int, beta: float, mle_weight: float = 0.0) -> None:
         super().__init__(num_negatives, mle_weight)
         self.beta = beta
@@ -209,6 +235,7 @@ class MLEObjective(Objective):
     """Maximum likelihood; its items are caption tokens."""
 
     noise_free = False
+    reported = ("positive_log_prob",)
 
     def count(self, batch: Batch) -> Tensor:
         """See :meth:`Objective.count`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ def processor_computes_in(dtype: torch.dtype) -> bool:
 def widest(device: torch.device) -> torch.dtype:
     """The widest floating type of a device: float64, but on Apple's GPUs, which have none."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The floating type that holds the values of all floating tensors exactly; torch's default if there are none."""
+    found = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return reduce(torch.promote_types, found) if found else torch.get_default_dtype()
 
 
 def without_autocast(model: nn.Module) -> None:

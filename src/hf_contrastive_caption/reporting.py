@@ -22,6 +22,8 @@ from hf_contrastive_caption.data import CaptionColumns, ContrastiveCaptionDatase
 from hf_contrastive_caption.data.collator import Batch
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool, warn_of_collapse
+from hf_contrastive_caption.metric_names import SKIPPED, check_best_metric, metric_names
+from hf_contrastive_caption.objectives import Objective
 from hf_contrastive_caption.reference import Reference
 from hf_contrastive_caption.report.comparison import SHOWN, CaptionerComparison, compare_in_place
 from hf_contrastive_caption.sharding import is_sharded
@@ -45,6 +47,7 @@ class Reporting(Seq2SeqTrainer):
     args: ContrastiveCaptionConfig
     captioner: Captioner
     reference: Reference | None
+    objective: Objective
     _train_means: RunningMeans
     _start_log_ratio: float | None = None
     """The mean |log-ratio| of equal models, until it is logged."""
@@ -115,6 +118,23 @@ class Reporting(Seq2SeqTrainer):
         self._eval_skipped = self._eval_skipped + inputs["skipped"].sum()
         return loss.detach(), None, None
 
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
+    ) -> dict[str, float]:
+        """See ``Seq2SeqTrainer``; of several data sets each is captioned as ``gen_kwargs`` say, too."""
+        sets: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(sets, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        metrics: dict[str, float] = {}
+        for name, data in sets.items():
+            one = name if eval_dataset is None else data
+            metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
+        return metrics
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
@@ -134,7 +154,7 @@ class Reporting(Seq2SeqTrainer):
             raise ValueError("nothing was evaluated: the data set has no rows, or none of its images opens")
         if _skips(dataloader.dataset):
             skipped = self._eval_skipped.to(self.args.device)
-            means["skipped_images"] = int(self.accelerator.reduce(skipped, reduction="sum"))
+            means[SKIPPED] = int(self.accelerator.reduce(skipped, reduction="sum"))
         means |= self._caption_metrics(dataloader, metric_key_prefix)
         metrics = {**(result.metrics or {}), **{f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}}
         return result._replace(metrics=metrics)
@@ -149,6 +169,23 @@ class Reporting(Seq2SeqTrainer):
         return self._pools[key]
 
     def _prepare_evaluation(self) -> None:
+        """What captions at evaluations need, before a training begins, and the metric that chooses the best model."""
+        self._prepare_captions()
+        metric: str | None = self.args.metric_for_best_model
+        if metric is not None and self.args.eval_strategy != "no" and self.eval_dataset is not None:
+            data: Any = self.eval_dataset
+            sets = data if isinstance(data, dict) else {"": data}
+            names = {name: self._metric_names(split) for name, split in sets.items()}
+            asked = ("objective", "mle_weight", "on_bad_image", "eval_captions", "eval_retrieval_pool", "eval_score")
+            options = ", ".join(f"{option}={getattr(self.args, option)!r}" for option in asked)
+            check_best_metric(metric, names, options + (f" and {len(sets)} data sets" if len(sets) > 1 else ""))
+
+    def _metric_names(self, data: Any) -> list[str]:
+        """The metrics of one data set of an evaluation."""
+        captioned = self.args.eval_captions > 0 and isinstance(data, ContrastiveCaptionDataset)
+        return metric_names(self.objective, self._evaluation_pool(data) if captioned else None, skips=_skips(data))
+
+    def _prepare_captions(self) -> None:
         """What captions at evaluations need, before a training begins."""
         if not self.args.eval_captions:
             return

@@ -78,7 +78,8 @@ def whole_copy(model: Model) -> Model:
     with torch.random.fork_rng(devices=[]):  # first weights are drawn and then replaced
         whole = unsharded_class(type(model))(config)
     whole.generation_config = copy.deepcopy(model.generation_config)
-    whole.to(dtype=model.dtype, device=device)
+    for (_, own), (_, other) in zip(_tensors(whole), _tensors(model), strict=True):
+        own.data = own.data.to(device, other.dtype)  # each its own: parts of a model may be held in lower precision
     whole.load_state_dict(full_state_dict(model), strict=True)
     return whole.requires_grad_(False).eval()  # type: ignore[no-any-return]
 
@@ -220,6 +221,15 @@ def _check_projection(model: nn.Module) -> None:
 def unsharded_class(cls: type[Any]) -> type[Any]:
     """The class of a model before ``fully_shard`` gave it one that also is an ``FSDPModule``."""
     return next(base for base in cls.__mro__ if not issubclass(base, FSDPModule))
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """All weights and buffers of a model by name, tied ones once for each name."""
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return sorted(named, key=lambda pair: pair[0])
 
 
 def _divides(weight: DTensor) -> bool:

@@ -18,18 +18,17 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 
+from hf_contrastive_caption.adapting import check_adapters, with_adapter
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.checks import check_equal_models, check_no_noise, describe_not_finite
 from hf_contrastive_caption.config import ContrastiveCaptionConfig
 from hf_contrastive_caption.construction import (
-    check_adapters,
     check_arguments,
     distinct_processors,
     make_captioner,
     make_data,
     make_objective,
     refuse_arguments,
-    with_adapter,
 )
 from hf_contrastive_caption.data import (
     CaptionCollator,
@@ -48,7 +47,7 @@ from hf_contrastive_caption.precision import without_autocast
 from hf_contrastive_caption.precomputed import ComputedAhead, training_epochs
 from hf_contrastive_caption.reference import Reference
 from hf_contrastive_caption.reference.replacement import ReferenceRefresh
-from hf_contrastive_caption.reference.selection import freeze_vision, make_reference
+from hf_contrastive_caption.reference.selection import freeze_vision, make_reference, warn_of_frozen_vision
 from hf_contrastive_caption.reference.versions import ReferenceVersions
 from hf_contrastive_caption.reporting import Reporting
 from hf_contrastive_caption.sharding import adapt_fsdp_plugin
@@ -129,6 +128,8 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         check_adapters(self.captioner.model)
         if args.freeze_vision_encoder:
             freeze_vision(self.captioner)
+        elif train_dataset is not None:
+            warn_of_frozen_vision(self.captioner)
         self.reference = make_reference(
             self.captioner, reference_model, reference_processing_class, args, make_captioner
         )
@@ -275,6 +276,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             ValueError: If there is no such checkpoint, or it was trained against another reference.
         """
         self._train_means.clear()
+        self._start_log_ratio = None  # of an earlier training that ended before its first log
         self._forget_skipped()
         quiet: AbstractContextManager[dict[str, float]] = self.captioner.deterministic()
         with quiet if self.objective.noise_free else nullcontext({}) as rates:
@@ -381,7 +383,7 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
             if model.training:
                 self._check_batch(model, inputs, output)
         if not torch.isfinite(output.loss).all():
-            step = self.state.global_step + 1
+            step = self.state.global_step + 1 if model.training else None
             raise FloatingPointError(describe_not_finite(self.captioner, inputs, output, step))
         # DDP averages gradients over processes, and the sum over items is what is wanted.
         items = output.items if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class FrontDoor:
     """The methods of every :class:`Captioner` that are built of rooms which know captioners.
 
-    These rooms, ``loading`` and ``generation``, are imported when a method is called.
+    These rooms, ``loading`` and ``generation`` among them, are imported when a method is called, and so is PEFT.
     """
 
     @classmethod
@@ -64,11 +64,19 @@ class FrontDoor:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Save the model with its tokenizer, image processor and prompt, for :meth:`from_pretrained`.
 
+        Of a model with adapters the active one is saved, in the folder itself.
+
         Args:
             folder: A folder; made if it is not there.
         """
+        from peft import PeftModel
+
+        from hf_contrastive_caption.adapter_files import leave_trained_adapter
+
         captioner = self._captioner()
         captioner.model.save_pretrained(folder)  # type: ignore[operator]
+        if isinstance(captioner.model, PeftModel):
+            leave_trained_adapter(captioner.model, folder)
         captioner.processor.save_pretrained(os.fspath(folder))
 
     def caption(

@@ -116,6 +116,22 @@ def freeze_vision(captioner: Captioner) -> None:
     vision.requires_grad_(False)
 
 
+def warn_of_frozen_vision(captioner: Captioner) -> None:
+    """Say so where the vision side is frozen without having been asked for, as an earlier trainer may have left it."""
+    vision = captioner.vision
+    if vision is None or isinstance(captioner.model, PeftModel):
+        return
+    frozen = {weight for weight in vision.parameters() if not weight.requires_grad}
+    trained = {weight for weight in captioner.model.parameters() if weight.requires_grad}
+    if frozen and trained and not trained.intersection(vision.parameters()):
+        logger.warning(
+            "the whole vision encoder of the model is frozen (by an earlier trainer with freeze_vision_encoder=True, "
+            "perhaps) and stays so: %d weights. model.requires_grad_(True) before this lets it train; "
+            "freeze_vision_encoder=True says that it shall not, and encodes each image once for both models",
+            len(frozen),
+        )
+
+
 def _same_vision(reference: Captioner, target: Captioner) -> bool:
     """Whether the two read images in the same way with the same vision encoder, by identity or by equal weights."""
     own, other = target.vision, reference.vision
