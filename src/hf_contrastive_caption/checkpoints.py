@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint, sort_checkpoints
 
-from hf_contrastive_caption.loading import restore_weights
+from hf_contrastive_caption.loading import remove_other_kind, restore_weights
 from hf_contrastive_caption.sharding import is_sharded
 from hf_contrastive_caption.statistics import RunningMeans
 
@@ -152,6 +152,11 @@ class AtomicCheckpoints(Trainer):
         if self.args.should_save and (self.args.save_total_limit or 0) > 0:
             kept = [final, self.state.best_model_checkpoint, *self.checkpoints_in_use()]
             rotate(run, self.args.save_total_limit, kept)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.model is not None:
+            remove_other_kind(str(output_dir or self.args.output_dir), self.model)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is None:  # else Trainer asks too early

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,7 +24,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.trainer_utils import sort_checkpoints
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import has_file
 
 import hf_contrastive_caption.models  # noqa: F401  # registers the paper's models with the Auto classes
@@ -36,10 +39,14 @@ from hf_contrastive_caption.captioners.registry import (
     unknown_captioner,
 )
 
+logger = logging.getLogger(__name__)
+
 _WHERE_FROM = ("revision", "cache_dir", "token", "local_files_only", "force_download", "trust_remote_code")
 """Arguments of ``from_pretrained`` that hold for the files beside the weights as well."""
 
 _ADAPTER = "adapter_config.json"
+_ADAPTER_FILES = (_ADAPTER, "adapter_model.safetensors", "adapter_model.bin")
+_MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
 _OWN_PROCESSING = ("preprocessor_config.json", "processor_config.json")
 """Files of which a folder with an image processor, or with a whole processor, has one."""
 
@@ -252,3 +259,25 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
         told = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys)
         raise ValueError(f"the weights in {folder} are not those of this {type(model).__name__}: {told}")
     model.load_state_dict(saved.state_dict(), strict=True)
+
+
+def remove_other_kind(folder: str | os.PathLike[str], model: nn.Module) -> None:
+    """Remove the weights of another kind of model from the folder in which one was just saved.
+
+    A folder with an ``adapter_config.json`` is an adapter for this library and for transformers, whatever lies beside
+    it, so a whole model that was saved into the folder of an adapter would never be loaded.
+
+    Args:
+        folder: Where the model was saved. Of a whole model's folder an adapter's config and weights are removed, and
+            of an adapter's those of a whole model, unless they are the base of the adapter.
+        model: What was saved.
+    """
+    folder, names = Path(folder), _ADAPTER_FILES
+    if isinstance(model, PeftModel):
+        bases = [str(config.base_model_name_or_path or "") for config in model.peft_config.values()]
+        if any(os.path.isdir(base) and folder.samefile(base) for base in bases):
+            return
+        names = _MODEL_FILES
+    for path in [path for name in names for path in folder.glob(name)]:
+        logger.warning("removing %s, of another model that was in the folder", path)
+        path.unlink()

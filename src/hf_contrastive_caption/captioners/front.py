@@ -65,10 +65,14 @@ class FrontDoor:
         """Save the model with its tokenizer, image processor and prompt, for :meth:`from_pretrained`.
 
         Args:
-            folder: A folder; made if it is not there.
+            folder: A folder; made if it is not there. A whole model takes the place of an adapter in it, and an
+                adapter that of a whole model which is not its base.
         """
+        from hf_contrastive_caption.loading import remove_other_kind
+
         captioner = self._captioner()
         captioner.model.save_pretrained(folder)  # type: ignore[operator]
+        remove_other_kind(folder, captioner.model)
         captioner.processor.save_pretrained(os.fspath(folder))
 
     def caption(
