@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers import GenerationConfig
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.evaluation.pool import ImagePool
@@ -17,6 +19,8 @@ from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetr
 from hf_contrastive_caption.fingerprints import json_digest
 from hf_contrastive_caption.generation import describe_decoding, stream_captions
 from hf_contrastive_caption.writing import write_whole
+
+logger = logging.getLogger(__name__)
 
 GIVEN = "captions were given"
 
@@ -52,7 +56,8 @@ def captions_for(
         pool: The images.
         given: One caption for each image, in their order.
         batch_size: Images that are captioned at once.
-        cache_dir: Folder that keeps what was written, sampled captions too, whatever the seed.
+        cache_dir: Folder that keeps what was written, sampled captions too, whatever the seed. Nothing is kept or
+            taken where an argument of ``generate`` is a function or an object, as two of these cannot be told apart.
         progress: Whether to show a progress bar.
         **generate_kwargs: Arguments of ``model.generate``, see :func:`caption_images`.
 
@@ -71,9 +76,12 @@ def captions_for(
         raise TypeError("Without a captioner, captions must be given.")
     decoding = describe_decoding(captioner.processor, generate_kwargs)
     file, texts = None, None
-    if cache_dir is not None:
-        arguments = [repr(sorted(generate_kwargs.items())), str(captioner.base_model.generation_config)]
-        parts = [CaptionerRetriever(captioner).fingerprint(), pool.fingerprint, *arguments]
+    arguments = None if cache_dir is None else _as_text(generate_kwargs)
+    if cache_dir is not None and arguments is None:
+        logger.warning("captions are not kept in %s, as an argument of generate is an object or a function", cache_dir)
+    elif cache_dir is not None:
+        own = str(captioner.base_model.generation_config)
+        parts = [CaptionerRetriever(captioner).fingerprint(), pool.fingerprint, arguments, own]
         file = Path(cache_dir) / f"captions-{json_digest([*parts, decoding])}.json"
         kept = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None]
         # Folders may differ between machines, and all processes must go the same way.
@@ -85,6 +93,20 @@ def captions_for(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(texts, ensure_ascii=False))
     return Captions(tuple(texts), decoding)
+
+
+def _as_text(arguments: dict[str, Any]) -> str | None:
+    """Arguments of ``generate`` as JSON; ``None`` if that cannot hold one: what tells functions apart is an address."""
+    try:
+        return json.dumps(arguments, sort_keys=True, default=_settings)
+    except (TypeError, ValueError):
+        return None
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    if not isinstance(value, GenerationConfig):
+        raise TypeError(value)
+    return value.to_dict()
 
 
 def _written(

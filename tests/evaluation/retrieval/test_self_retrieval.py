@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from torch import Tensor
+from transformers import GenerationConfig
 
 from hf_contrastive_caption.captioners import Captioner, caption_batch, captioner_for
 from hf_contrastive_caption.evaluation.bootstrap import Bootstrap
@@ -303,6 +304,30 @@ class TestCache:
         assert len(calls) == 3
         assert measure(captioner, images[:2], **options).pool_size == 2
         assert len(calls) == 4
+
+
+    def test_captions_and_scores_under_autocast_are_others(self, captioner: Captioner, tmp_path: Path) -> None:
+        images, options = tiny.images(2), {"max_new_tokens": 4, "num_beams": 1}
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            measure(captioner, images, cache_dir=tmp_path, **options)
+        kept, fresh = measure(captioner, images, cache_dir=tmp_path, **options), measure(captioner, images, **options)
+        assert kept.captions == fresh.captions
+        np.testing.assert_array_equal(kept.scores, fresh.scores)
+
+    def test_captions_of_functions_and_objects_are_not_kept(self, captioner: Captioner, tmp_path: Path) -> None:
+        images, options = tiny.images(2), {"max_new_tokens": 4, "cache_dir": tmp_path}
+        said = measure(captioner, images, **options).captions[0].split()[0]
+        others = list(range(tiny.VOCABULARY_SIZE))
+        banned = tiny.tokenizer().convert_tokens_to_ids(said)
+        for allowed in (others, [number for number in others if number != banned]):
+            # a new function, often where the last one was in memory
+            found = measure(captioner, images, prefix_allowed_tokens_fn=lambda *_, ids=allowed: ids, **options)
+        assert said not in " ".join(found.captions).split()
+        assert len(list(tmp_path.glob("captions-*.json"))) == 1
+        for length in (3, 4, 3):
+            written = GenerationConfig(max_new_tokens=length, num_beams=1, eos_token_id=tiny.EOS)
+            measure(captioner, images, generation_config=written, cache_dir=tmp_path)
+        assert len(list(tmp_path.glob("captions-*.json"))) == 3
 
 
 class TestReports:

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor, BaseImageProcessor, PreTraine
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES, PairScorer
-from hf_contrastive_caption.fingerprints import json_digest, model_digest
+from hf_contrastive_caption.fingerprints import autocast_settings, json_digest, model_digest
 from hf_contrastive_caption.loading import check_name
 from hf_contrastive_caption.processing import CaptionProcessor
 
@@ -84,8 +84,9 @@ class CaptionerRetriever:
     def fingerprint(self) -> str:
         """See :meth:`Retriever.fingerprint`."""
         captioner, processor = self.captioner, self.captioner.processor
-        parts = [model_digest(captioner.model), processor.text_fingerprint(), processor.image_fingerprint()]
-        return json_digest([*parts, captioner.name, captioner.start_token_id])
+        parts: list[Any] = [model_digest(captioner.model), processor.text_fingerprint(), processor.image_fingerprint()]
+        parts += [captioner.name, captioner.start_token_id]
+        return json_digest([*parts, autocast_settings(captioner.device)])
 
 
 class _CaptionerScorer:
@@ -180,7 +181,8 @@ class DualEncoderRetriever:
     def fingerprint(self) -> str:
         """See :meth:`Retriever.fingerprint`."""
         reading = CaptionProcessor(self._processor.tokenizer, self._processor.image_processor, end_token_id=0)
-        return json_digest([model_digest(self.model), reading.text_fingerprint(), reading.image_fingerprint()])
+        parts = [model_digest(self.model), reading.text_fingerprint(), reading.image_fingerprint()]
+        return json_digest([*parts, autocast_settings(self.model.device)])
 
     def _features(self, method: str, inputs: dict[str, Tensor]) -> Tensor:
         placed = {name: value.to(self.model.device) for name, value in inputs.items()}
