@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,11 +255,24 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
         raise ValueError(f"there is no checkpoint folder {folder!r}; a run writes them as OUTPUT_DIR/checkpoint-STEP")
     loaded: Any = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
     saved, found = loaded
-    wrong = {kind: sorted(map(str, found[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(wrong.values()):  # from_pretrained fills what is missing with random numbers
-        told = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys)
+    told = wrong_keys(found, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    if told:  # from_pretrained fills what is missing with random numbers
         raise ValueError(f"the weights in {folder} are not those of this {type(model).__name__}: {told}")
     model.load_state_dict(saved.state_dict(), strict=True)
+
+
+def wrong_keys(found: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """What ``from_pretrained`` says of the weights that it did not find as they should be, the first of each kind.
+
+    Args:
+        found: Its ``output_loading_info``.
+        kinds: What counts, such as ``"missing_keys"``.
+
+    Returns:
+        Nothing if there are none.
+    """
+    wrong = {kind: sorted(map(str, found[kind])) for kind in kinds}
+    return "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys)
 
 
 def remove_other_kind(folder: str | os.PathLike[str], model: nn.Module) -> None:

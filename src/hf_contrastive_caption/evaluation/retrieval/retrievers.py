@@ -16,7 +16,7 @@ from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES, PairScorer
 from hf_contrastive_caption.fingerprints import autocast_settings, json_digest, model_digest
-from hf_contrastive_caption.loading import check_name
+from hf_contrastive_caption.loading import check_name, wrong_keys
 from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
@@ -137,11 +137,18 @@ class DualEncoderRetriever:
         """A dual encoder and its processor by name or folder, in float32 and on this process's GPU if there is one.
 
         Raises:
-            ValueError: If it is neither a folder nor a possible name of a repository.
+            ValueError: If it is neither a folder nor a possible name of a repository, or weights are missing in it.
             OSError: If there is no such repository, or nothing that can be loaded in it.
         """
         check_name(name)
-        model: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
+        loaded: Any = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, found = loaded
+        told = wrong_keys(found, ("missing_keys", "mismatched_keys"))
+        if told:  # they would be random, and so would the ranks
+            raise ValueError(
+                f"{name} has not all weights of a {type(model).__name__}, as which AutoModel loads it; {told}. Give an "
+                "image-text dual encoder such as CLIP or SigLIP"
+            )
         return cls(model.to(PartialState().device), AutoProcessor.from_pretrained(name))
 
     @property
