@@ -35,13 +35,14 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=longest)
         asked = prompt_of(captioner)
         arguments["retriever"] = _retriever(options, asked)
+        if options.reference is not None:  # what is wrong with it is said now, and not after hours
+            _load_reference(options.reference, options, asked, device="cpu")
         report = evaluate_captioner(captioner, images, name=name, **arguments)
         del captioner  # its memory is the reference's
         reference = None
         if options.reference is not None:
-            other = load_named(
-                options.reference, prompt=options.reference_prompt, otherwise=asked, max_new_tokens=longest
-            )
+            _write(options.out, report.to_dict(per_image=True))
+            other = _load_reference(options.reference, options, asked)
             reference = evaluate_captioner(other, images, name=other_name, **arguments)
     if reference is None:
         console.table(measures_rows(report.name, report.measures, report.chance))
@@ -56,7 +57,7 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         content = report.to_dict(per_image=True)
         if reference is not None:
             content |= {"reference": reference.to_dict(per_image=True), "comparison": comparison.to_dict()}
-        write_whole(options.out, json.dumps(content, ensure_ascii=False) + "\n")
+        _write(options.out, content)
         console.say(f"The report is in {options.out}; CaptionerReport.load reads it.")
     return report
 
@@ -68,9 +69,7 @@ def compare(options: CompareOptions, console: CommandConsole | None = None) -> C
         images, arguments = _what_to_evaluate(options, console)
         target = load_named(options.target, prompt=options.prompt, max_new_tokens=longest)
         asked = prompt_of(target)
-        reference = load_named(
-            options.reference, prompt=options.reference_prompt, otherwise=asked, max_new_tokens=longest
-        )
+        reference = _load_reference(options.reference, options, asked)
         arguments["retriever"] = _retriever(options, asked)
         tuned, before = _short_names(options.target, options.reference)
         comparison = compare_captioners(
@@ -86,6 +85,16 @@ def compare(options: CompareOptions, console: CommandConsole | None = None) -> C
     console.say(comparison.target.about(), style="dim")
     console.say(f"The page is {comparison.save(options.out)}; open it in a browser.")
     return comparison
+
+
+def _load_reference(name: str, options: MeasureOptions, asked: str | None, device: str = "auto") -> Captioner:
+    prompt, longest = options.reference_prompt, options.max_new_tokens
+    return load_named(name, prompt=prompt, otherwise=asked, max_new_tokens=longest, device=device)
+
+
+def _write(out: Path | None, content: dict[str, Any]) -> None:
+    if out is not None:
+        write_whole(out, json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def _what_to_evaluate(options: MeasureOptions, console: CommandConsole) -> tuple[EvaluationImages, dict[str, Any]]:
