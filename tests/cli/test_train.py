@@ -17,6 +17,7 @@ from datasets import Dataset, Image
 from transformers import TrainerCallback
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer
+from hf_contrastive_caption.cli import train_comparison
 from hf_contrastive_caption.cli.interruption import StopOnInterrupt
 from hf_contrastive_caption.cli.train import going_on, read_request
 from hf_contrastive_caption.data.files import load_splits
@@ -136,6 +137,17 @@ def test_what_was_overwritten_cannot_be_compared_with_and_is_saved_all_the_same(
     shown = " ".join(capsys.readouterr().out.split())
     assert "It could not be compared with what it was: --model and --output-dir are one folder" in shown
     assert not same(weights(tmp_path / "model"), weights(place / "model"))
+
+
+def test_a_comparison_that_fails_costs_nothing_else(place, tmp_path, capsys, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("an operation is not implemented")
+
+    monkeypatch.setattr(train_comparison, "compare_in_place", fails)
+    assert run("train", *needed(place, tmp_path / "out"), "--max-steps", 1, "--objective", "mle") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "It could not be compared with what it was: an operation is not implemented" in shown
+    assert not same(weights(tmp_path / "out"), weights(place / "model"))
 
 
 def test_images_that_do_not_open_are_skipped_at_the_end_too(place, tmp_path, capsys, caplog):

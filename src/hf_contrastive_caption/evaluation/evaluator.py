@@ -19,11 +19,10 @@ from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.measures import Measure
-from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics, expand_metrics
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import expand_metrics, scores_and_left_out
 from hf_contrastive_caption.evaluation.metrics.diversity import cider_btw, diversity, mbleu
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.metrics.invention import invented_words
-from hf_contrastive_caption.evaluation.metrics.meteor import meteor_available
 from hf_contrastive_caption.evaluation.metrics.prepared import check_strings
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks, rival_images
@@ -264,9 +263,8 @@ def caption_quality(
     references = images.prepared_references
     bootstrap = Bootstrap(len(numbers), resamples, seed)
     measures: dict[str, Measure] = {}
-    for name, score in caption_metrics(
-        texts, references, metrics=metrics, document_frequencies=document_frequencies
-    ).items():
+    scores, without_meteor = scores_and_left_out(texts, references, metrics, document_frequencies)
+    for name, score in scores.items():
         if name in _CORPUS_ONLY:
             measures[name] = Measure(_LABELS[name], score.corpus)
         else:
@@ -279,10 +277,7 @@ def caption_quality(
         neighbours = images.similar(similar_images)
         between = cider_btw(texts, references, neighbours, document_frequencies=document_frequencies)
         measures["cider_btw"] = Measure.of(bootstrap, "CIDErBtw", "mean", between.per_image, better="lower")
-    left_out = {}
-    missing = meteor_available() if "meteor" in metrics else None
-    if missing is not None:
-        left_out["METEOR"] = missing
+    left_out = {} if without_meteor is None else {"METEOR": without_meteor}
     return CaptionQuality(measures, tuple(map(tuple, invention.words)), left_out)
 
 
