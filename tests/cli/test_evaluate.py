@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, Image
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import BlipForImageTextRetrieval, BlipImageProcessor, BlipProcessor
@@ -18,6 +19,7 @@ from hf_contrastive_caption.cli.evaluate import load_retriever
 from hf_contrastive_caption.cli.main import main
 from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.data.scenes import scenes
+from hf_contrastive_caption.evaluation import captioning
 from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.loading import is_captioner, load_parts
@@ -162,6 +164,21 @@ class TestCompare:
         assert (tmp_path / "page").read_text() == "mine"
         assert run(*words[:-1], tmp_path / "page" / "below", command="compare") == 2
         assert "leads through a file" in capsys.readouterr().err
+
+
+def test_an_image_that_does_not_open_is_told_first_or_left_out(folder, tmp_path, monkeypatch, capsys):
+    split = load_splits(folder / "data")["test"].cast_column("image", Image(decode=False))
+    rows = split.to_list()
+    rows[-1]["image"]["bytes"] = rows[-1]["image"]["bytes"][:60]
+    (tmp_path / "data").mkdir()
+    Dataset.from_list(rows, features=split.features).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    words = (folder / "tuned", "--data", tmp_path / "data", *QUICK, "--k", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(captioning, "_written", lambda *_: pytest.fail("captions were written"))
+        assert run(*words) == 1
+    assert "does not open" in capsys.readouterr().err
+    assert run(*words, "--skip-bad", "--out", tmp_path / "report.json") == 0
+    assert CaptionerReport.load(tmp_path / "report.json").num_images == 9
 
 
 def test_a_reference_is_looked_at_first_and_costs_no_report(folder, tmp_path, monkeypatch, capsys):

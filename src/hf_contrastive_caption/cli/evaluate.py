@@ -106,8 +106,11 @@ def _what_to_evaluate(options: MeasureOptions, console: CommandConsole) -> tuple
         raise WrongUseError(f"--metrics: {error}") from error
     split, dataset = choose_split(load_splits(options.data), options.split)
     columns = None if options.caption_columns is None else words_of(options.caption_columns)
-    everything = evaluation_images(dataset, options.image_column, columns, options.image_id_column)
+    names = (options.image_column, columns, options.image_id_column)
+    everything = evaluation_images(dataset, *names, on_bad_image="skip" if options.skip_bad else "raise")
     images = everything if options.images is None else everything.sample(options.images, options.seed)
+    if options.skip_bad:
+        images = images.that_open()
     console.say(f"{len(images)} of {len(everything)} images of the split {split!r}", style="dim")
     return images, {"metrics": metrics, **_arguments(options, everything)}
 

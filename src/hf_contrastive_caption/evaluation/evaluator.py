@@ -126,6 +126,7 @@ def evaluate_captioner(
     else:
         images = evaluation_images(dataset, image_column, caption_columns, image_id_column)
     writing: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
+    fingerprint = images.pool.fingerprint  # opens every image: one that does not open is told before any is captioned
     texts, decoding = captions_for(captioner, images.pool, captions, **writing, **generate_kwargs)
     measures: dict[str, Measure] = {}
     chance: dict[str, float] = {}
@@ -153,7 +154,7 @@ def evaluate_captioner(
         measures=measures,
         captions=texts,
         invented_words=quality.invented_words,
-        images=images.pool.fingerprint,
+        images=fingerprint,
         num_images=len(images),
         num_referenced=len(images.referenced),
         chance=chance,
