@@ -125,6 +125,8 @@ class TestNumbers:
     ) -> None:
         with pytest.raises(ValueError, match=r"report of the reference \(before\) and none of the tuned"):
             CardContent(before=reports[0])
+        with pytest.raises(ValueError, match="example 1 of the model card: .*typo.png.* does not open"):
+            CardContent(examples=[CardExample(tiny.images(1)[0], "a", "b"), CardExample("typo.png", "a", "b")])
         with pytest.raises(ValueError, match="differ in images"):
             CardContent(before=replace(reports[0], images="others"), after=reports[1])
 

@@ -200,7 +200,10 @@ class HubPublishing(AtomicCheckpoints):
         if self._is_uploading() and not self.args.hub_always_push:
             return None
         self._finish_current_push()  # with hub_always_push an upload may still read what is written next
-        self.create_model_card()
+        try:
+            self.create_model_card()
+        except Exception as error:  # whatever it is, of files, pictures or values: the training is worth more
+            logger.warning("the model card could not be written, and the upload goes without it: %s", _words(error))
         super()._push_from_checkpoint(checkpoint_folder)
         self._uploading = checkpoint_folder
         return None
