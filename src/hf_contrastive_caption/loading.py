@@ -174,6 +174,12 @@ def is_repository(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
+def short_name(name: str | os.PathLike[str]) -> str:
+    """A model's name as people are shown it: of a folder, there or gone, the last part alone."""
+    name = os.fspath(name)
+    return name if is_repository(name) and not os.path.exists(name) else os.path.basename(os.path.abspath(name))
+
+
 def _no_model(folder: str) -> str:
     found = sort_checkpoints(folder)
     hint = f"; its newest checkpoint is {found[-1]}" if found else ""

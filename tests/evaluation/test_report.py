@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -116,6 +117,22 @@ def test_reports_with_other_references_or_tables_are_not_compared(captioner, dat
     table = DocumentFrequencies.from_references(evaluation_images(others).prepared_references)
     with pytest.raises(ValueError, match="differ in document_frequencies"):
         ours.compare(make(captioner, data, captions=given, document_frequencies=table))
+
+
+def test_reports_that_were_ranked_by_others_are_not_compared(captioner, data, given):
+    judge, other = copy.copy(captioner), copy.deepcopy(captioner)
+    other.model.name_or_path = "/there/judge"
+    own, judged, by_other = (make(captioner, data, captions=given, retriever=one) for one in (None, judge, other))
+    assert own.retriever == "ln p(caption | image) of the captioner itself"
+    assert by_other.retriever == f"{judged.retriever} (judge)"
+    for one, two in ((own, judged), (judged, own), (judged, by_other)):
+        with pytest.raises(ValueError, match="so their recalls cannot be compared. Evaluate both with the same"):
+            one.compare(two)
+    assert own.compare(make(other, data, captions=given)).differences["recall_at_1"].value == 0
+    assert judged.compare(judged).differences["recall_at_1"].value == 0
+    assert own.compare(make(captioner, data, captions=given, k=())).differences["cider_d"].value == 0
+    before = CaptionerReport.from_dict({k: v for k, v in judged.to_dict(per_image=True).items() if k[:6] != "ranked"})
+    assert own.compare(before).differences["cider_d"].value == 0
 
 
 def test_a_comparison_says_how_both_sides_were_made(captioner, data, given):

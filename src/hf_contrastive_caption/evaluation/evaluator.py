@@ -159,6 +159,7 @@ def evaluate_captioner(
         num_referenced=len(images.referenced),
         chance=chance,
         retriever=judge,
+        ranked_by_itself=retriever is None if k else None,
         decoding=decoding,
         left_out={**left_out, **quality.left_out},
         references=images.references_digest,

@@ -16,10 +16,14 @@ from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES, PairScorer
 from hf_contrastive_caption.fingerprints import autocast_settings, json_digest, model_digest
-from hf_contrastive_caption.loading import check_name, wrong_keys
+from hf_contrastive_caption.loading import check_name, short_name, wrong_keys
 from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
+
+
+BY_ITSELF = "ln p(caption | image) of the captioner itself"
+"""Who ranked, where no retriever was given."""
 
 
 class Scorer(Protocol):
@@ -67,7 +71,7 @@ class CaptionerRetriever:
     def __init__(self, captioner: Captioner, max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES) -> None:
         self.captioner = captioner
         self.max_memory_bytes = max_memory_bytes
-        self.name = f"ln p(caption | image) of {captioner.name}"
+        self.name = f"ln p(caption | image) of {captioner.name}{_which(captioner.base_model)}"
 
     def scorer(self, captions: Sequence[str]) -> Scorer:
         """See :meth:`Retriever.scorer`."""
@@ -130,7 +134,7 @@ class DualEncoderRetriever:
         self.model = model
         self._processor: Any = processor
         self.images_at_once = images_at_once
-        self.name = f"cosine similarity of {type(model).__name__}"
+        self.name = f"cosine similarity of {type(model).__name__}{_which(model)}"
 
     @classmethod
     def from_pretrained(cls, name: str) -> DualEncoderRetriever:
@@ -198,6 +202,11 @@ class DualEncoderRetriever:
         if not isinstance(features, Tensor):  # transformers 5 returns an output object
             features = features.pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+def _which(model: PreTrainedModel) -> str:
+    """Which model of its class it is, for a name; nothing for one that was made in memory."""
+    return f" ({short_name(model.name_or_path)})" if model.name_or_path else ""
 
 
 class _DualEncoderScorer:
