@@ -143,7 +143,8 @@ def test_a_comparison_says_how_both_sides_were_made(captioner, data, given):
     assert ours.compare(ours).about() == ours.about()
 
 
-def test_wrong_options_are_refused_before_anything_is_generated(captioner, data, monkeypatch):
+def test_wrong_options_are_refused_before_anything_is_generated(captioner, data, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
     monkeypatch.setattr(captioner.model, "generate", lambda **_: pytest.fail("captions were generated"))
     wrong = (
         {"metrics": ("spice",)},
@@ -152,6 +153,9 @@ def test_wrong_options_are_refused_before_anything_is_generated(captioner, data,
         {"resamples": 0},
         {"max_memory_bytes": 0},
         {"training_captions": "one text"},
+        {"document_frequencies": "table.json"},
+        {"cache_dir": tmp_path / "file"},
+        {"cache_dir": tmp_path / "file" / "cache"},
     )
     for options in wrong:
         with pytest.raises((ValueError, TypeError)):
@@ -284,5 +288,8 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "link.json").symlink_to(file)
     write_whole(tmp_path / "link.json", "new")
     assert (tmp_path / "link.json").is_symlink() and file.read_text() == "new"
+    longest = tmp_path / ("n" * 250 + ".json")
+    write_whole(longest, "new")
+    assert longest.read_text() == "new"
     write_whole(Path(os.devnull), "anything")
     assert not Path(os.devnull).is_file()

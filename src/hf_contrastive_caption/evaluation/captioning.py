@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -62,11 +63,12 @@ def captions_for(
         **generate_kwargs: Arguments of ``model.generate``, see :func:`caption_images`.
 
     Raises:
-        ValueError: If there are not as many captions as images, or a caption is no string.
+        ValueError: If there are not as many captions as images, a caption is no string, or ``cache_dir`` cannot be
+            written to.
         TypeError: If captions are given together with arguments of ``generate``, or neither they nor a captioner.
     """
-    if cache_dir is not None and Path(cache_dir).exists() and not Path(cache_dir).is_dir():
-        raise ValueError(f"cache_dir {cache_dir} is a file; give a folder.")
+    if cache_dir is not None:
+        _make_folder(Path(cache_dir))
     if given is not None:
         _check(given, pool)
         if generate_kwargs:
@@ -90,9 +92,20 @@ def captions_for(
             return Captions(tuple(texts), decoding)
     texts = _written(captioner, pool, batch_size, progress, generate_kwargs)
     if file is not None and PartialState().is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(texts, ensure_ascii=False))
     return Captions(tuple(texts), decoding)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder now: that it cannot be written to is to be said before anything is put into it."""
+    if folder.is_file():
+        raise ValueError(f"cache_dir {folder} is a file; give a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cache_dir {folder} cannot be made: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"cache_dir {folder} may not be written to; give another folder.")
 
 
 def _as_text(arguments: dict[str, Any]) -> str | None:

@@ -115,7 +115,7 @@ def evaluate_captioner(
         ValueError: If the data, the captions or an option do not fit.
         TypeError: If the model or the data set is not what is accepted.
     """
-    _check_options(metrics, training_captions, samples_per_image, resamples, seed)
+    _check_options(metrics, document_frequencies, training_captions, samples_per_image, resamples, seed)
     captioner = as_captioner(model, processing_class, prompt)
     if k or isinstance(k, int):
         check_retrieval(captioner, captions, retriever, max_memory_bytes, k)
@@ -172,10 +172,20 @@ def evaluate_captioner(
 
 
 def _check_options(
-    metrics: Sequence[str], training_captions: Sequence[str] | None, samples_per_image: int, resamples: int, seed: int
+    metrics: Sequence[str],
+    document_frequencies: DocumentFrequencies | None,
+    training_captions: Sequence[str] | None,
+    samples_per_image: int,
+    resamples: int,
+    seed: int,
 ) -> None:
     """Refuse what cannot work before hours are spent on captions."""
     expand_metrics(metrics)
+    if not isinstance(document_frequencies, DocumentFrequencies | None):
+        raise TypeError(
+            f"document_frequencies is a {type(document_frequencies).__name__}; give a table, of a file "
+            "DocumentFrequencies.load(file)"
+        )
     if training_captions is not None:
         check_strings(training_captions, "training_captions")
     if samples_per_image == 1 or samples_per_image < 0:
