@@ -74,6 +74,17 @@ def test_an_adapter_by_name_goes_on_training_and_is_its_own_reference(tmp_path: 
     assert moved and all("lora_" in name for name in moved)
 
 
+def test_an_adapter_knows_its_base_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.captioner_model().save_pretrained("base")
+    run = trainer(tmp_path / "adapter", model="base", peft_config=LoraConfig(r=2, target_modules=["c_attn"]))
+    run.save_model()
+    monkeypatch.chdir("/")
+    loaded = Captioner.from_pretrained(tmp_path / "adapter").model
+    assert isinstance(loaded, PeftModel)
+    assert loaded.active_peft_config.base_model_name_or_path == str(tmp_path / "base")
+
+
 def test_an_adapter_by_name_as_the_reference(tmp_path: Path, adapter: Path) -> None:
     base = load_model(str(tmp_path / "base"))
     losses = []
