@@ -175,9 +175,9 @@ def is_repository(name: str) -> bool:
 
 
 def short_name(name: str | os.PathLike[str]) -> str:
-    """A model's name as people are shown it: of a folder, there or gone, the last part alone."""
+    """A model's name as people are shown it: of a folder the last part alone; what is no folder as it is."""
     name = os.fspath(name)
-    return name if is_repository(name) and not os.path.exists(name) else os.path.basename(os.path.abspath(name))
+    return os.path.basename(os.path.abspath(name)) if os.path.exists(name) or os.path.isabs(name) else name
 
 
 def _no_model(folder: str) -> str:

@@ -198,6 +198,20 @@ class TestFacts:
         assert '| tuned model | "mle", which is not on the Hub |' in card and "secret" not in card
         assert "base_model" not in card_metadata(facts, CardContent(), name="n").to_dict()
 
+    def test_captioners_that_were_measured_are_named_by_their_last_part_alone(
+        self, facts: TrainingFacts, reports: tuple[CaptionerReport, CaptionerReport], tmp_path: Path
+    ) -> None:
+        for names, expected in (
+            (("secret/a/mle", "secret/b/tuned"), "mle | tuned |"),
+            (("secret/a/last", "secret/b/last"), "reference | tuned |"),
+        ):
+            for name in names:
+                (tmp_path / name).mkdir(parents=True)
+            before, after = (replace(one, name=str(tmp_path / n)) for one, n in zip(reports, names, strict=True))
+            card = card_of(facts, CardContent(before, after))
+            assert expected in " ".join(card.split()) and "secret" not in card
+            assert "secret" not in card_of(facts, CardContent(after=after))
+
     def test_data_of_the_hub_and_their_licence(self) -> None:
         class Data:
             info = DatasetInfo(
