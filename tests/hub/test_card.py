@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from peft import LoraConfig
 from PIL import Image
 
 from hf_contrastive_caption import CaptionerReport, captioner_for, evaluate_captioner
@@ -25,6 +26,7 @@ from hf_contrastive_caption.hub.markdown import Markdown, escape
 from tests import tiny
 from tests.families import FAMILIES, Family
 from tests.hub.test_push import run_code
+from tests.hub_server import Hub
 from tests.training import trainer
 
 NASTY = 'a <script>alert(1)</script> | "x": [y](http://z) `c` **b** $m$ ![p](q) \\| www.evil.com\n# heading\n---\nend'
@@ -197,6 +199,23 @@ class TestFacts:
         card = card_of(facts)
         assert '| tuned model | "mle", which is not on the Hub |' in card and "secret" not in card
         assert "base_model" not in card_metadata(facts, CardContent(), name="n").to_dict()
+
+    def test_an_adapter_that_went_on_names_its_base(self, hub: Hub, tmp_path: Path) -> None:
+        lora = LoraConfig(r=2, target_modules=["c_attn"])
+        trainer(tmp_path / "base", options={"push_to_hub": True, "hub_model_id": "me/base"}).push_to_hub()
+        by_name: dict[str, Any] = {"processing_class": None, "options": {}}
+        options = {"push_to_hub": True, "hub_model_id": "me/adapter"}
+        first = trainer(tmp_path / "one", model="me/base", peft_config=lora, **{**by_name, "options": options})
+        first.push_to_hub()
+        second = trainer(tmp_path / "two", model="me/adapter", **by_name).training_facts()
+        revision = hub["me/adapter"].commits[-1][0]
+        assert second.tuned == Origin("me/adapter", "me/adapter", revision)
+        for facts in (first.training_facts(), second):
+            assert facts.base.repository == "me/base"
+            assert "\nbase = 'me/base'\n" in card_of(facts)
+            assert card_metadata(facts, CardContent(), name="n").base_model == "me/base"
+        folder = trainer(tmp_path / "three", model=str(tmp_path / "one"), **by_name).training_facts()
+        assert folder.tuned == Origin("one") and folder.base.repository == "me/base"
 
     def test_captioners_that_were_measured_are_named_by_their_last_part_alone(
         self, facts: TrainingFacts, reports: tuple[CaptionerReport, CaptionerReport], tmp_path: Path

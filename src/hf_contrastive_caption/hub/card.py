@@ -133,8 +133,8 @@ def card_metadata(facts: TrainingFacts, content: CardContent, *, name: str, tags
     own: dict[str, Any] = {"library_name": "transformers" if facts.adapter is None else "peft"}
     if facts.usage.imports is not None:
         own["library_name"] = "hf-contrastive-caption"
-    if facts.tuned.repository is not None:
-        own["base_model"] = facts.tuned.repository
+    if facts.base.repository is not None:
+        own["base_model"] = facts.base.repository
         own["base_model_relation"] = "finetune" if facts.adapter is None else "adapter"
     return ModelCardData(
         language=content.language,

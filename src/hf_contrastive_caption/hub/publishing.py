@@ -19,6 +19,7 @@ from hf_contrastive_caption.hub.facts import (
     Origin,
     TrainingFacts,
     adapter_kind,
+    base_origin,
     data_origin,
     library_versions,
     loss_in_words,
@@ -55,6 +56,7 @@ class HubPublishing(AtomicCheckpoints):
     _versions: ReferenceVersions | None
     card_content: CardContent = CardContent()
     _tuned: Origin
+    _base: Origin
     _referred: Origin
     _uploading: str | None = None
     """The checkpoint that the upload in progress reads."""
@@ -62,6 +64,7 @@ class HubPublishing(AtomicCheckpoints):
     def _note_origins(self, model: Any, reference_model: Any) -> None:
         """Remember where the models came from, as they may leave memory."""
         self._tuned = self._referred = model_origin(self.captioner, model, self.args.model_init_kwargs)
+        self._base = base_origin(self.captioner, self._tuned)
         if reference_model is not None and self.reference is not None:
             self._referred = model_origin(self.reference.captioner, reference_model)
 
@@ -75,6 +78,7 @@ class HubPublishing(AtomicCheckpoints):
             captioner=self.captioner.name,
             adapter=adapter_kind(self.captioner),
             tuned=self._tuned,
+            base=self._base,
             reference=None if reference is None else self._referred,
             reference_description=None if reference is None else reference.description,
             reference_digest=None if self._versions is None else self._versions.initial,
@@ -124,7 +128,7 @@ class HubPublishing(AtomicCheckpoints):
             **{name: value for name, value in given.items() if value is not None},
         )
         if finetuned_from is not None:
-            self._tuned = Origin(finetuned_from, finetuned_from)
+            self._tuned = self._base = Origin(finetuned_from, finetuned_from)
         folder = Path(str(self.args.output_dir))
         write_card(
             folder,
