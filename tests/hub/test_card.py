@@ -23,6 +23,7 @@ from hf_contrastive_caption.hub import CardContent, CardExample
 from hf_contrastive_caption.hub.card import card_metadata, render_card, write_card
 from hf_contrastive_caption.hub.facts import Origin, TrainingFacts, adapter_kind, data_origin, usage_of
 from hf_contrastive_caption.hub.markdown import Markdown, escape
+from hf_contrastive_caption.report.comparison import names_of
 from tests import tiny
 from tests.families import FAMILIES, Family
 from tests.hub.test_push import run_code
@@ -316,10 +317,20 @@ class TestWritten:
     def test_the_trainer_writes_it_and_remembers_what_was_said(self, tmp_path: Path) -> None:
         run = trainer(tmp_path)
         run.create_model_card(language="en", license="mit", tags="mine", model_name="My model", dataset="photographs")
-        run.create_model_card(finetuned_from="me/base")
+        run.create_model_card(finetuned_from="me/base")  # what was given before is kept
         card = ModelCard.load(tmp_path / "README.md")
         assert (card.data.language, card.data.license, card.data.base_model) == ("en", "mit", "me/base")
-        assert "Trained on photographs." in card.text and f"# {tmp_path.name}".replace("_", "&#95;") in card.text
+        assert "Trained on photographs." in card.text and "# My model\n" in card.text
+        assert card.data.tags == ["contrastive-caption", "image-captioning", "mine"]
+
+    def test_the_working_directory_has_a_name(
+        self, facts: TrainingFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "birds").mkdir()
+        monkeypatch.chdir(tmp_path / "birds")
+        card = write_card(Path("."), facts, CardContent(), name="n").read_text()
+        assert "Captioner.from_pretrained('birds')" in card
+        assert names_of("..", ".") == (tmp_path.name, "birds")
 
     def test_a_comparison_of_the_trainer_fills_it(self, tmp_path: Path) -> None:
         run = trainer(tmp_path, eval_dataset=tiny.caption_dataset(8, seed=5), options={"learning_rate": 0.01})

@@ -56,12 +56,14 @@ class TestWholeModel:
         run.train()
         (tmp_path / "run" / "_unfinished-9").mkdir()
         (tmp_path / "run" / "_unfinished-9" / "model.safetensors").write_bytes(b"half")
+        run.create_model_card(model_name="Bird captioner")
         commit = run.push_to_hub(commit_message="first")
         files = published(hub)
         assert hub["me/model"].summaries == ["first"] and commit.oid == hub["me/model"].commits[-1][0]
         assert set(files) == OF_A_PAIR | TEXT | {"README.md", "training_args.bin", "card/training_curves.png"}
         for path, content in files.items():
             assert content == (tmp_path / "run" / path).read_bytes()
+        assert "# Bird captioner\n" in files["README.md"].decode()
         assert files["card/training_curves.png"].startswith(b"\x89PNG")
         assert not hub["me/model"].private
 

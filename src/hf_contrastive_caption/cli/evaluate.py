@@ -20,7 +20,7 @@ from hf_contrastive_caption.evaluation.metrics.caption_metrics import expand_met
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_rows
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever, Retriever
-from hf_contrastive_caption.loading import is_captioner
+from hf_contrastive_caption.loading import is_captioner, short_name
 from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners, stored_log
 from hf_contrastive_caption.writing import write_whole
 
@@ -154,5 +154,5 @@ def _arguments(options: MeasureOptions, everything: EvaluationImages) -> dict[st
 def _short_names(model: str, reference: str | None) -> tuple[str, str]:
     """What tables call both captioners: the last part of a folder's name, if that tells them apart."""
     given = (model, reference or "")
-    first, second = (Path(name).name if Path(name).exists() else name for name in given)
+    first, second = map(short_name, given)
     return given if first == second else (first, second)

@@ -68,7 +68,7 @@ def write_card(
         examples.append((Markdown(f"{PICTURES}/{path.name}"), example.before, example.after))
     if not any(pictures.iterdir()):
         pictures.rmdir()
-    text = render_card(facts, content, examples, name=name, repository=repository or folder.name, curves=curves)
+    text = render_card(facts, content, examples, name=name, repository=repository or short_name(folder), curves=curves)
     metadata = card_metadata(facts, content, name=name, tags=tags).to_yaml(line_break="\n")
     card = folder / CARD
     unfinished = folder / f"_{CARD}"  # not uploaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class HubPublishing(AtomicCheckpoints):
     _tuned: Origin
     _base: Origin
     _referred: Origin
+    _card_title: str | None = None
+    _card_tags: Sequence[str] = ()
     _uploading: str | None = None
     """The checkpoint that the upload in progress reads."""
 
@@ -127,6 +130,10 @@ class HubPublishing(AtomicCheckpoints):
             self.card_content if content is None else content,
             **{name: value for name, value in given.items() if value is not None},
         )
+        if model_name:
+            self._card_title = model_name
+        if tags is not None:
+            self._card_tags = [tags] if isinstance(tags, str) else tags
         if finetuned_from is not None:
             self._tuned = self._base = Origin(finetuned_from, finetuned_from)
         folder = Path(str(self.args.output_dir))
@@ -134,9 +141,9 @@ class HubPublishing(AtomicCheckpoints):
             folder,
             self.training_facts(),
             self.card_content,
-            name=model_name or (self.hub_model_id or folder.absolute().name).split("/")[-1],
+            name=self._card_title or (self.hub_model_id or folder.absolute().name).split("/")[-1],
             repository=self.hub_model_id,
-            tags=[tags] if isinstance(tags, str) else tags or [],
+            tags=self._card_tags,
         )
 
     # Uploads ---------------------------------------------------------------------------------------------------------
@@ -189,6 +196,8 @@ class HubPublishing(AtomicCheckpoints):
             except HubRefusedError as error:
                 self.save_model(_internal_call=True)
                 raise HubRefusedError(f"{error}. The model is saved in {folder}") from error
+        if self._card_title is not None:
+            kwargs = {"model_name": self._card_title, **kwargs}  # Trainer gives the name of the repository otherwise
         try:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         except Exception as error:
