@@ -103,7 +103,6 @@ class TestModelDigest:
         model.set_adapter("first")
         assert model_digest(model) == digests[0]
 
-
     def test_knows_the_scale_of_an_adapter_as_it_is_now(self) -> None:
         model = get_peft_model(tiny.captioner_model(), LoraConfig(target_modules=["c_attn"], init_lora_weights=False))
         before = model_digest(model)

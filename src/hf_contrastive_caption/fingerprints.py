@@ -78,7 +78,7 @@ def adapter_settings(model: PeftModel) -> dict[str, Any]:
 
 
 def _scaling(layer: BaseTunerLayer) -> dict[str, float]:
-    """The scale of each adapter as it is now, which may differ from that of its config; empty for kinds without one."""
+    """The scale of each adapter as it is now, which may not be that of its config; empty for kinds without one."""
     scaling: Any = getattr(layer, "scaling", {})  # most kinds have it, and no common class says so
     return {name: float(scale) for name, scale in scaling.items()}
 

@@ -292,7 +292,8 @@ def remove_other_kind(folder: str | os.PathLike[str], model: nn.Module) -> None:
             of an adapter's those of a whole model, unless they are the base of the adapter.
         model: What was saved.
     """
-    folder, names = Path(folder), _ADAPTER_FILES
+    folder = Path(folder)
+    names: tuple[str, ...] = _ADAPTER_FILES
     if isinstance(model, PeftModel):
         bases = [str(config.base_model_name_or_path or "") for config in model.peft_config.values()]
         if any(os.path.isdir(base) and folder.samefile(base) for base in bases):

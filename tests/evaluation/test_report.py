@@ -85,6 +85,14 @@ def test_captions_are_written_when_they_are_not_given(captioner, data):
     assert mbleu([["a dog runs off", "a dog runs off"]] * 2) == pytest.approx(1)
 
 
+def test_samples_beside_given_captions_take_the_arguments(captioner, data, given):
+    written = make(captioner, data, k=(), max_new_tokens=3, samples_per_image=2)
+    report = make(captioner, data, k=(), captions=given, max_new_tokens=3, samples_per_image=2)
+    assert report["mbleu_4"] == written["mbleu_4"] and report.decoding == "captions were given"
+    with pytest.raises(TypeError, match="so nothing is generated; leave out max_new_tokens"):
+        make(captioner, data, k=(), captions=given, max_new_tokens=3)
+
+
 def test_comparison_is_paired(captioner, data, given):
     ours = make(captioner, data, captions=[texts[0] for texts in data["captions"]], name="right")
     theirs = make(captioner, data, captions=given, name="wrong")

@@ -109,7 +109,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _as_text(arguments: dict[str, Any]) -> str | None:
-    """Arguments of ``generate`` as JSON; ``None`` if that cannot hold one: what tells functions apart is an address."""
+    """Arguments of ``generate`` as JSON; ``None`` if that cannot hold one: functions differ by their address."""
     try:
         return json.dumps(arguments, sort_keys=True, default=_settings)
     except (TypeError, ValueError):

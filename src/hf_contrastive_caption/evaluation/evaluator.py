@@ -88,7 +88,8 @@ def evaluate_captioner(
         processing_class: Tokenizer and image processor of a model given as an object.
         prompt: What a chat model is asked, see :func:`captioner_for`; the prompt that was saved with it if not given.
         name: What tables call the captioner; its name or class if not given.
-        captions: Its captions, one for each image, if they are there already.
+        captions: Its captions, one for each image, if they are there already. Arguments of ``generate`` are then those
+            of the samples of ``samples_per_image``.
         k: The numbers of images of recall@k; none for no self-retrieval.
         retriever: What scores the captions for self-retrieval; the captioner itself if not given.
         metrics: See :func:`caption_metrics`. They and the invented words are about the images that have references;
@@ -127,7 +128,8 @@ def evaluate_captioner(
         images = evaluation_images(dataset, image_column, caption_columns, image_id_column)
     writing: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
     fingerprint = images.pool.fingerprint  # opens every image: one that does not open is told before any is captioned
-    texts, decoding = captions_for(captioner, images.pool, captions, **writing, **generate_kwargs)
+    generation = {} if captions is not None and samples_per_image else generate_kwargs  # all of it for the samples
+    texts, decoding = captions_for(captioner, images.pool, captions, **writing, **generation)
     measures: dict[str, Measure] = {}
     chance: dict[str, float] = {}
     left_out: dict[str, str] = {}

@@ -305,7 +305,6 @@ class TestCache:
         assert measure(captioner, images[:2], **options).pool_size == 2
         assert len(calls) == 4
 
-
     def test_captions_and_scores_under_autocast_are_others(self, captioner: Captioner, tmp_path: Path) -> None:
         images, options = tiny.images(2), {"max_new_tokens": 4, "num_beams": 1}
         with torch.autocast("cpu", dtype=torch.bfloat16):

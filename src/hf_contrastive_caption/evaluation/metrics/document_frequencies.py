@@ -75,7 +75,7 @@ class DocumentFrequencies:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of what :meth:`save` writes, whatever the order: a table and the same one saved and loaded are equal."""
+        """A hash of what :meth:`save` writes, in one order: a table and the same one saved and loaded are equal."""
         content = self._content()
         words, numbers = content["words"], iter(content["counts"])
         ngrams: list[tuple[str, ...]] = [(word,) for word in words]

@@ -186,7 +186,9 @@ def check_strings(texts: Sequence[object], name: str, nested: bool = False) -> N
     if isinstance(texts, str):
         raise TypeError(f"{name} must be {expected}, but is the string {texts!r}; put it into a list")
     if isinstance(texts, Iterator):  # there would be nothing left of it for who asked
-        raise TypeError(f"{name} must be {expected}, but is a {type(texts).__name__}, which is read once; use list(...)")
+        raise TypeError(
+            f"{name} must be {expected}, but is a {type(texts).__name__}, which is read once; use list(...)"
+        )
     for number, item in enumerate(texts):
         if isinstance(item, str):
             if not nested:

@@ -150,8 +150,8 @@ class DualEncoderRetriever:
         told = wrong_keys(found, ("missing_keys", "mismatched_keys"))
         if told:  # they would be random, and so would the ranks
             raise ValueError(
-                f"{name} has not all weights of a {type(model).__name__}, as which AutoModel loads it; {told}. Give an "
-                "image-text dual encoder such as CLIP or SigLIP"
+                f"{name} has not all weights of a {type(model).__name__}, as which AutoModel loads it; {told}. Give "
+                "an image-text dual encoder such as CLIP or SigLIP"
             )
         return cls(model.to(PartialState().device), AutoProcessor.from_pretrained(name))
 
