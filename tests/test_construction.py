@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, Image
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import HfArgumentParser
 
 from hf_contrastive_caption import (
@@ -110,6 +110,8 @@ def test_what_is_saved_last_into_a_folder_is_what_is_loaded(tmp_path: Path, adap
     assert {path.name for path in adapter.glob("*model*")} == {"adapter_model.safetensors"}
     assert not (adapter / "config.json").exists()
     captioner_for(tiny.captioner_model(seed=3), tiny.processing()).save_pretrained(adapter)
+    other = get_peft_model(tiny.captioner_model(), lora, adapter_name="other")  # goes into a folder of its own
+    captioner_for(other, tiny.processing()).save_pretrained(adapter)
     assert {path.name for path in adapter.glob("*model*")} == {"model.safetensors"}
     assert weights_digest(Captioner.from_pretrained(adapter).model) == weights_digest(loaded)
 

@@ -294,6 +294,8 @@ def remove_other_kind(folder: str | os.PathLike[str], model: nn.Module) -> None:
     """
     folder = Path(folder)
     names: tuple[str, ...] = _ADAPTER_FILES
+    if not (folder / (_ADAPTER if isinstance(model, PeftModel) else CONFIG_NAME)).is_file():
+        return  # PEFT saves an adapter that is not called "default" into a folder of its own
     if isinstance(model, PeftModel):
         bases = [str(config.base_model_name_or_path or "") for config in model.peft_config.values()]
         if any(os.path.isdir(base) and folder.samefile(base) for base in bases):
