@@ -19,7 +19,11 @@ from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.measures import Measure
-from hf_contrastive_caption.evaluation.metrics.caption_metrics import expand_metrics, scores_and_left_out
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import (
+    expand_metrics,
+    scores_and_left_out,
+    without_meteor,
+)
 from hf_contrastive_caption.evaluation.metrics.diversity import cider_btw, diversity, mbleu
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.metrics.invention import invented_words
@@ -182,7 +186,7 @@ def _check_options(
     seed: int,
 ) -> None:
     """Refuse what cannot work before hours are spent on captions."""
-    expand_metrics(metrics)
+    without_meteor(expand_metrics(metrics))  # says so now, and not at the end
     if not isinstance(document_frequencies, DocumentFrequencies | None):
         raise TypeError(
             f"document_frequencies is a {type(document_frequencies).__name__}; give a table, of a file "
@@ -277,7 +281,7 @@ def caption_quality(
     references = images.prepared_references
     bootstrap = Bootstrap(len(numbers), resamples, seed)
     measures: dict[str, Measure] = {}
-    scores, without_meteor = scores_and_left_out(texts, references, metrics, document_frequencies)
+    scores, missing = scores_and_left_out(texts, references, metrics, document_frequencies)
     for name, score in scores.items():
         if name in _CORPUS_ONLY:
             measures[name] = Measure(_LABELS[name], score.corpus)
@@ -291,7 +295,7 @@ def caption_quality(
         neighbours = images.similar(similar_images)
         between = cider_btw(texts, references, neighbours, document_frequencies=document_frequencies)
         measures["cider_btw"] = Measure.of(bootstrap, "CIDErBtw", "mean", between.per_image, better="lower")
-    left_out = {} if without_meteor is None else {"METEOR": without_meteor}
+    left_out = {} if missing is None else {"METEOR": missing}
     return CaptionQuality(measures, tuple(map(tuple, invention.words)), left_out)
 
 

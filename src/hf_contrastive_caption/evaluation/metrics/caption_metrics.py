@@ -98,14 +98,13 @@ def scores_and_left_out(
     for name, scorer in (("cider_d", cider_d), ("cider", cider)):
         if name in names:
             scores[name] = scorer(words, references, document_frequencies)
-    missing = meteor_available() if "meteor" in names else None
+    missing = without_meteor(names)
     if "meteor" in names and missing is None:
         try:
             scores["meteor"] = meteor(words, references)
         except RuntimeError as error:  # of its process, which shall not cost the other metrics
             missing = str(error)
-    if missing is not None:
-        _log_once(missing)
+            _log_once(missing)
     return {name: scores[name] for name in names if name in scores}, missing
 
 
@@ -153,6 +152,14 @@ def expand_metrics(metrics: Sequence[str]) -> list[str]:
         raise ValueError(f"metrics must be one or more of {', '.join(METRICS)}, but are {list(metrics)}")
     names = [part for name in metrics for part in (_BLEU if name == "bleu" else (name,))]
     return list(dict.fromkeys(names))
+
+
+def without_meteor(names: Sequence[str]) -> str | None:
+    """Why METEOR will be left out, of which one line is logged; ``None`` if it is there, or not among the names."""
+    missing = meteor_available() if "meteor" in names else None
+    if missing is not None:
+        _log_once(missing)
+    return missing
 
 
 @cache
