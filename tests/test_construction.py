@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel
 from transformers import HfArgumentParser
 
 from hf_contrastive_caption import (
+    Captioner,
     ContrastiveCaptionConfig,
     ContrastiveCaptionDataset,
     ContrastiveCaptionStream,
@@ -21,6 +22,7 @@ from hf_contrastive_caption import (
     captioner_for,
 )
 from hf_contrastive_caption.construction import make_data
+from hf_contrastive_caption.fingerprints import weights_digest
 from hf_contrastive_caption.loading import load_model
 from tests import tiny
 from tests.training import arguments, logged, trainer
@@ -72,6 +74,17 @@ def test_an_adapter_by_name_goes_on_training_and_is_its_own_reference(tmp_path: 
     assert moved and all("lora_" in name for name in moved)
 
 
+def test_an_adapter_knows_its_base_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.captioner_model().save_pretrained("base")
+    run = trainer(tmp_path / "adapter", model="base", peft_config=LoraConfig(r=2, target_modules=["c_attn"]))
+    run.save_model()
+    monkeypatch.chdir("/")
+    loaded = Captioner.from_pretrained(tmp_path / "adapter").model
+    assert isinstance(loaded, PeftModel)
+    assert loaded.active_peft_config.base_model_name_or_path == str(tmp_path / "base")
+
+
 def test_an_adapter_by_name_as_the_reference(tmp_path: Path, adapter: Path) -> None:
     base = load_model(str(tmp_path / "base"))
     losses = []
@@ -81,6 +94,25 @@ def test_an_adapter_by_name_as_the_reference(tmp_path: Path, adapter: Path) -> N
         losses.append(logged(run, "loss"))
     assert losses[0] == losses[1]
     assert losses[0][0] != pytest.approx(math.log(4), abs=1e-5)  # and not the base
+
+
+def test_what_is_saved_last_into_a_folder_is_what_is_loaded(tmp_path: Path, adapter: Path) -> None:
+    (adapter / "notes.txt").write_text("mine")
+    trained = (adapter / "adapter_model.safetensors").read_bytes()
+    whole = trainer(adapter, model=tiny.captioner_model(seed=3))
+    whole.save_model()
+    loaded = Captioner.from_pretrained(adapter).model
+    assert not isinstance(loaded, PeftModel) and (adapter / "notes.txt").read_text() == "mine"
+    assert weights_digest(loaded) == weights_digest(whole.captioner.model)
+    # Nothing of the adapter is lost.
+    assert (adapter / "adapter_config.json.before").is_file()
+    assert (adapter / "adapter_model.safetensors").read_bytes() == trained
+    lora = LoraConfig(r=2, target_modules=["c_attn"])
+    trainer(adapter, model=load_model(str(adapter)), peft_config=lora).save_model()  # its base is in the same folder
+    assert isinstance(Captioner.from_pretrained(adapter).model, PeftModel)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in adapter.iterdir()}
+    captioner_for(tiny.captioner_model(seed=3), tiny.processing()).save_pretrained(adapter)
+    assert weights_digest(Captioner.from_pretrained(adapter).model) == weights_digest(loaded)
 
 
 @pytest.mark.parametrize(

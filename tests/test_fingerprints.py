@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import rescale_adapter_scale
 from torch import nn
 
-from hf_contrastive_caption.fingerprints import json_digest, model_digest, weights_digest
+from hf_contrastive_caption.fingerprints import autocast_settings, json_digest, model_digest, weights_digest
 from tests import tiny
 
 
@@ -101,6 +102,20 @@ class TestModelDigest:
         assert len(set(digests)) == 3
         model.set_adapter("first")
         assert model_digest(model) == digests[0]
+
+    def test_knows_the_scale_of_an_adapter_as_it_is_now(self) -> None:
+        model = get_peft_model(tiny.captioner_model(), LoraConfig(target_modules=["c_attn"], init_lora_weights=False))
+        before = model_digest(model)
+        with rescale_adapter_scale(model, 0.5):
+            assert model_digest(model) != before
+        assert model_digest(model) == before
+
+
+def test_autocast_is_known_by_its_dtype() -> None:
+    device = torch.device("cpu")
+    assert autocast_settings(device) == [False]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert autocast_settings(device) == [True, "torch.bfloat16"]
 
 
 class TestJsonDigest:

@@ -6,6 +6,7 @@ own ``from_pretrained`` nor ``Trainer`` nor an upload of a checkpoint looks for 
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,28 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
+from torch import nn
+
+logger = logging.getLogger(__name__)
 
 _IN_THE_FOLDER = "default"
 """The name of the adapter that PEFT writes into the folder itself."""
 
 
-def leave_trained_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
-    """Put the adapter that trains into the folder itself, where ``save_pretrained`` has written it under its name.
+def arrange_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Leave in a folder, into which a model was just saved, the adapter that trains, or no adapter but a whole model.
 
-    It replaces one that is called ``default`` and does not train: that belongs, as the base model does, to what the
-    training began with. Further adapters stay where PEFT puts them.
+    The adapter that trains goes where ``default`` would: one of that name that does not train belongs, as the base
+    model does, to what the training began with. Further adapters stay where PEFT puts them. An adapter beside a
+    whole model is of an earlier training, and would be loaded in place of the model.
 
     Args:
         model: The model that was saved. If several of its adapters are active, all stay as PEFT wrote them.
         folder: The folder.
     """
+    if not isinstance(model, PeftModel):
+        _put_aside_adapter(Path(folder))
+        return
     if len(model.active_adapters) != 1 or model.active_adapters[0] == _IN_THE_FOLDER:
         return
     own = Path(folder) / model.active_adapters[0]
@@ -35,6 +43,17 @@ def leave_trained_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> N
         os.replace(own / file, Path(folder) / file)
     if not os.listdir(own):
         own.rmdir()
+
+
+def _put_aside_adapter(folder: Path) -> None:
+    """Without its config an adapter is none, and its weights are not lost."""
+    config = folder / CONFIG_NAME
+    if config.is_file():
+        aside = config.with_name(f"{CONFIG_NAME}.before")
+        logger.warning(
+            "an adapter was in %s, and would be loaded in place of the model: its config is now %s", folder, aside
+        )
+        os.replace(config, aside)
 
 
 def restore_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
@@ -45,7 +64,7 @@ def restore_adapter(model: PeftModel, folder: str | os.PathLike[str]) -> None:
 
     Args:
         model: Changed in place, bit for bit to what was saved.
-        folder: A folder that :func:`leave_trained_adapter` left.
+        folder: A folder that :func:`arrange_adapter` left.
 
     Raises:
         ValueError: If there is no adapter, or a weight is missing, unknown, or has another shape.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import re
 from typing import Any
 
@@ -47,6 +48,9 @@ def with_adapter(captioner: Captioner, peft_config: Any, args: ContrastiveCaptio
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)  # Trainer seeds only later, and every process must have the same adapter
         adapted = get_peft_model(model, config)
+    base = model.name_or_path
+    if base and os.path.isdir(base):  # the adapter is loaded from other working directories too
+        adapted.peft_config["default"].base_model_name_or_path = os.path.abspath(base)
     return make_captioner(adapted, captioner.processor, args, "model")
 
 

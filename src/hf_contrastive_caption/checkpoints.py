@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from hf_contrastive_caption.adapter_files import leave_trained_adapter, restore_adapter
+from hf_contrastive_caption.adapter_files import arrange_adapter, restore_adapter
 from hf_contrastive_caption.checkpoint_folders import UNFINISHED, find_checkpoint, publish, rotate, steps_before, tidy
 from hf_contrastive_caption.loading import restore_weights
 from hf_contrastive_caption.sharding import is_sharded
@@ -155,9 +155,8 @@ class AtomicCheckpoints(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        model: Any = self.model
-        if isinstance(model, PeftModel) and self.args.should_save:
-            leave_trained_adapter(model, output_dir or str(self.args.output_dir))
+        if self.args.should_save and self.model is not None:
+            arrange_adapter(self.model, str(output_dir or self.args.output_dir))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._staging is None:  # else Trainer asks too early

@@ -70,11 +70,24 @@ def adapter_settings(model: PeftModel) -> dict[str, Any]:
     return {
         **{name: config.to_dict() for name, config in model.peft_config.items()},
         "in use": [
-            [name, layer.active_adapters, layer.disable_adapters, layer.merged_adapters]
+            [name, layer.active_adapters, layer.disable_adapters, layer.merged_adapters, _scaling(layer)]
             for name, layer in model.named_modules()
             if isinstance(layer, BaseTunerLayer)
         ],
     }
+
+
+def _scaling(layer: BaseTunerLayer) -> dict[str, float]:
+    """The scale of each adapter as it is now, which may not be that of its config; empty for kinds without one."""
+    scaling: Any = getattr(layer, "scaling", {})  # most kinds have it, and no common class says so
+    return {name: float(scale) for name, scale in scaling.items()}
+
+
+def autocast_settings(device: torch.device) -> list[Any]:
+    """Whether autocast is in force on a device, and in which dtype."""
+    if not torch.is_autocast_enabled(device.type):
+        return [False]
+    return [True, str(torch.get_autocast_dtype(device.type))]
 
 
 def _adapter_tensors(model: nn.Module) -> Iterator[torch.Tensor]:

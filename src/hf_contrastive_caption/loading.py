@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,12 @@ def is_repository(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
+def short_name(name: str | os.PathLike[str]) -> str:
+    """A model's name as people are shown it: of a folder the last part alone; what is no folder as it is."""
+    name = os.fspath(name)
+    return os.path.basename(os.path.abspath(name)) if os.path.exists(name) or os.path.isabs(name) else name
+
+
 def _no_model(folder: str) -> str:
     found = sort_checkpoints(folder)
     adapters = sorted(str(file.parent) for file in Path(folder).glob(f"*/{_ADAPTER}"))
@@ -254,8 +261,21 @@ def restore_weights(model: PreTrainedModel, folder: str) -> None:
     dtype = common_dtype(model.state_dict().values())
     loaded: Any = type(model).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     saved, found = loaded
-    wrong = {kind: sorted(map(str, found[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(wrong.values()):  # from_pretrained fills what is missing with random numbers
-        told = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys)
+    told = wrong_keys(found, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    if told:  # from_pretrained fills what is missing with random numbers
         raise ValueError(f"the weights in {folder} are not those of this {type(model).__name__}: {told}")
     model.load_state_dict(saved.state_dict(), strict=True)
+
+
+def wrong_keys(found: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """What ``from_pretrained`` says of the weights that it did not find as they should be, the first of each kind.
+
+    Args:
+        found: Its ``output_loading_info``.
+        kinds: What counts, such as ``"missing_keys"``.
+
+    Returns:
+        Nothing if there are none.
+    """
+    wrong = {kind: sorted(map(str, found[kind])) for kind in kinds}
+    return "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:5])}" for kind, keys in wrong.items() if keys)

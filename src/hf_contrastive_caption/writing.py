@@ -17,7 +17,8 @@ def write_whole(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
         return
     path = path.resolve()  # behind a link
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")  # another process may write the same
+    # Another process may write the same; and a name that is as long as names may be has no room for more.
+    unfinished = path.with_name(f".unfinished-{uuid4().hex}")
     try:
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)

@@ -8,20 +8,24 @@ import warnings
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, Image
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from transformers import BlipForImageTextRetrieval
+from transformers import BlipForImageTextRetrieval, BlipImageProcessor, BlipProcessor
 
 from hf_contrastive_caption.captioners import Captioner, captioner_for
+from hf_contrastive_caption.cli import evaluate as command
 from hf_contrastive_caption.cli.evaluate import load_retriever
 from hf_contrastive_caption.cli.main import main
 from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.data.scenes import scenes
+from hf_contrastive_caption.evaluation import captioning
 from hf_contrastive_caption.evaluation.evaluator import evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.loading import is_captioner, load_parts
 from hf_contrastive_caption.models import small_captioner, small_image_processor, word_level_tokenizer
 from hf_contrastive_caption.report import compare_captioners
+from tests import tiny
 from tests.families.blip import blip_model
 from tests.families.chat import PROMPT, llava_model, llava_processing
 
@@ -162,6 +166,40 @@ class TestCompare:
         assert "leads through a file" in capsys.readouterr().err
 
 
+def test_an_image_that_does_not_open_is_told_first_or_left_out(folder, tmp_path, monkeypatch, capsys):
+    split = load_splits(folder / "data")["test"].cast_column("image", Image(decode=False))
+    rows = split.to_list()
+    rows[-1]["image"]["bytes"] = rows[-1]["image"]["bytes"][:60]
+    (tmp_path / "data").mkdir()
+    Dataset.from_list(rows, features=split.features).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    words = (folder / "tuned", "--data", tmp_path / "data", *QUICK, "--k", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(captioning, "_written", lambda *_: pytest.fail("captions were written"))
+        assert run(*words) == 1
+    assert "does not open" in capsys.readouterr().err
+    assert run(*words, "--skip-bad", "--out", tmp_path / "report.json") == 0
+    assert CaptionerReport.load(tmp_path / "report.json").num_images == 9
+
+
+def test_a_reference_is_looked_at_first_and_costs_no_report(folder, tmp_path, monkeypatch, capsys):
+    evaluated = []
+
+    def evaluated_once(*arguments, **options):
+        if evaluated:
+            raise KeyboardInterrupt
+        evaluated.append(options["name"])
+        return evaluate_captioner(*arguments, **options)
+
+    monkeypatch.setattr(command, "evaluate_captioner", evaluated_once)
+    words = (folder / "tuned", "--data", folder / "data", *QUICK, "--k", "1", "--out", tmp_path / "report.json")
+    (tmp_path / "empty").mkdir()
+    for wrong in ((tmp_path / "empty",), (folder / "reference", "--reference-prompt", "hello")):
+        assert run(*words, "--reference", *wrong) != 0
+        assert evaluated == []
+    assert run(*words, "--reference", folder / "reference") == 130
+    assert CaptionerReport.load(tmp_path / "report.json").name == "tuned"
+
+
 def test_a_retriever_is_asked_what_the_captioner_is_asked(tmp_path: Path):
     captioner = captioner_for(llava_model(), llava_processing(), prompt=PROMPT)
     captioner.model.save_pretrained(tmp_path / "judge")
@@ -194,5 +232,8 @@ def test_a_matching_model_is_no_captioner(tmp_path):
     ):
         load_parts(tmp_path)
     assert not is_captioner(tmp_path)
+    BlipProcessor(BlipImageProcessor(), tiny.tokenizer()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has not all weights of a BlipModel, .*missing keys: .*text_model\."):
+        load_retriever(str(tmp_path))  # it would rank by random projections
     blip_model().save_pretrained(tmp_path / "captioner")
     assert load_parts(tmp_path / "captioner", processing_class=(1, 2))[1] == (1, 2)

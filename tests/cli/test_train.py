@@ -17,8 +17,10 @@ from datasets import Dataset, Image
 from transformers import TrainerCallback
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer
+from hf_contrastive_caption.cli import train_comparison
 from hf_contrastive_caption.cli.interruption import StopOnInterrupt
-from hf_contrastive_caption.cli.train import going_on, read_request
+from hf_contrastive_caption.cli.train import _say_how_to_go_on, going_on, read_request
+from hf_contrastive_caption.console import CommandConsole
 from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.loading import load_captioner, load_model
 from tests import tiny
@@ -138,6 +140,17 @@ def test_what_was_overwritten_cannot_be_compared_with_and_is_saved_all_the_same(
     assert not same(weights(tmp_path / "model"), weights(place / "model"))
 
 
+def test_a_comparison_that_fails_costs_nothing_else(place, tmp_path, capsys, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("an operation is not implemented")
+
+    monkeypatch.setattr(train_comparison, "compare_in_place", fails)
+    assert run("train", *needed(place, tmp_path / "out"), "--max-steps", 1, "--objective", "mle") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "It could not be compared with what it was: an operation is not implemented" in shown
+    assert not same(weights(tmp_path / "out"), weights(place / "model"))
+
+
 def test_images_that_do_not_open_are_skipped_at_the_end_too(place, tmp_path, capsys, caplog):
     rows = {
         name: split.cast_column("image", Image(decode=False)) for name, split in load_splits(place / "data").items()
@@ -229,6 +242,21 @@ def test_a_folder_with_checkpoints_is_not_begun_anew(place, tmp_path, capsys):
     (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
     assert run("train", *needed(place, tmp_path / "out")) == 1
     assert "checkpoint-3 is there of an earlier run" in capsys.readouterr().err
+
+
+def test_the_printed_words_win_over_a_file_and_hold_no_token(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: m\ndata: d\nresume_from_checkpoint: other/checkpoint-2\n")
+    out = tmp_path / "out"
+    (out / "checkpoint-3").mkdir(parents=True)
+    words = ["--config", str(file), "--output-dir", str(out), "--hub-token", "hf_secret", "--hub_token=hf_secret"]
+    first = read_request(words)
+    assert (first.run.resume, first.config["resume_from_checkpoint"]) == (None, "other/checkpoint-2")
+    request = read_request(going_on(words))
+    assert (request.run.resume, request.config) == (True, {"output_dir": str(out)})
+    _say_how_to_go_on(first, str(out), CommandConsole())
+    shown = capsys.readouterr().out
+    assert "--resume" in shown and "HF_TOKEN" in shown and "secret" not in shown
 
 
 def test_the_words_that_go_on():

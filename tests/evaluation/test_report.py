@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -84,6 +85,14 @@ def test_captions_are_written_when_they_are_not_given(captioner, data):
     assert mbleu([["a dog runs off", "a dog runs off"]] * 2) == pytest.approx(1)
 
 
+def test_samples_beside_given_captions_take_the_arguments(captioner, data, given):
+    written = make(captioner, data, k=(), max_new_tokens=3, samples_per_image=2)
+    report = make(captioner, data, k=(), captions=given, max_new_tokens=3, samples_per_image=2)
+    assert report["mbleu_4"] == written["mbleu_4"] and report.decoding == "captions were given"
+    with pytest.raises(TypeError, match="so nothing is generated; leave out max_new_tokens"):
+        make(captioner, data, k=(), captions=given, max_new_tokens=3)
+
+
 def test_comparison_is_paired(captioner, data, given):
     ours = make(captioner, data, captions=[texts[0] for texts in data["captions"]], name="right")
     theirs = make(captioner, data, captions=given, name="wrong")
@@ -118,6 +127,22 @@ def test_reports_with_other_references_or_tables_are_not_compared(captioner, dat
         ours.compare(make(captioner, data, captions=given, document_frequencies=table))
 
 
+def test_reports_that_were_ranked_by_others_are_not_compared(captioner, data, given):
+    judge, other = copy.copy(captioner), copy.deepcopy(captioner)
+    other.model.name_or_path = "/there/judge"
+    own, judged, by_other = (make(captioner, data, captions=given, retriever=one) for one in (None, judge, other))
+    assert own.retriever == "ln p(caption | image) of the captioner itself"
+    assert by_other.retriever == f"{judged.retriever} (judge)"
+    for one, two in ((own, judged), (judged, own), (judged, by_other)):
+        with pytest.raises(ValueError, match="so their recalls cannot be compared. Evaluate both with the same"):
+            one.compare(two)
+    assert own.compare(make(other, data, captions=given)).differences["recall_at_1"].value == 0
+    assert judged.compare(judged).differences["recall_at_1"].value == 0
+    assert own.compare(make(captioner, data, captions=given, k=())).differences["cider_d"].value == 0
+    before = CaptionerReport.from_dict({k: v for k, v in judged.to_dict(per_image=True).items() if k[:6] != "ranked"})
+    assert own.compare(before).differences["cider_d"].value == 0
+
+
 def test_a_comparison_says_how_both_sides_were_made(captioner, data, given):
     ours = make(captioner, data, captions=given, name="people")
     theirs = make(captioner, data, max_new_tokens=6, num_beams=1, name="model")
@@ -126,7 +151,8 @@ def test_a_comparison_says_how_both_sides_were_made(captioner, data, given):
     assert ours.compare(ours).about() == ours.about()
 
 
-def test_wrong_options_are_refused_before_anything_is_generated(captioner, data, monkeypatch):
+def test_wrong_options_are_refused_before_anything_is_generated(captioner, data, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
     monkeypatch.setattr(captioner.model, "generate", lambda **_: pytest.fail("captions were generated"))
     wrong = (
         {"metrics": ("spice",)},
@@ -135,6 +161,9 @@ def test_wrong_options_are_refused_before_anything_is_generated(captioner, data,
         {"resamples": 0},
         {"max_memory_bytes": 0},
         {"training_captions": "one text"},
+        {"document_frequencies": "table.json"},
+        {"cache_dir": tmp_path / "file"},
+        {"cache_dir": tmp_path / "file" / "cache"},
     )
     for options in wrong:
         with pytest.raises((ValueError, TypeError)):
@@ -267,5 +296,8 @@ def test_a_report_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "link.json").symlink_to(file)
     write_whole(tmp_path / "link.json", "new")
     assert (tmp_path / "link.json").is_symlink() and file.read_text() == "new"
+    longest = tmp_path / ("n" * 250 + ".json")
+    write_whole(longest, "new")
+    assert longest.read_text() == "new"
     write_whole(Path(os.devnull), "anything")
     assert not Path(os.devnull).is_file()

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from peft import LoraConfig
 from PIL import Image
 
 from hf_contrastive_caption import CaptionerReport, captioner_for, evaluate_captioner
@@ -22,9 +23,11 @@ from hf_contrastive_caption.hub import CardContent, CardExample
 from hf_contrastive_caption.hub.card import card_metadata, render_card, write_card
 from hf_contrastive_caption.hub.facts import Origin, TrainingFacts, adapter_kind, data_origin, usage_of
 from hf_contrastive_caption.hub.markdown import Markdown, escape
+from hf_contrastive_caption.report.comparison import names_of
 from tests import tiny
 from tests.families import FAMILIES, Family
 from tests.hub.test_push import run_code
+from tests.hub_server import Hub
 from tests.training import trainer
 
 NASTY = 'a <script>alert(1)</script> | "x": [y](http://z) `c` **b** $m$ ![p](q) \\| www.evil.com\n# heading\n---\nend'
@@ -125,6 +128,8 @@ class TestNumbers:
     ) -> None:
         with pytest.raises(ValueError, match=r"report of the reference \(before\) and none of the tuned"):
             CardContent(before=reports[0])
+        with pytest.raises(ValueError, match="example 1 of the model card: .*typo.png.* does not open"):
+            CardContent(examples=[CardExample(tiny.images(1)[0], "a", "b"), CardExample("typo.png", "a", "b")])
         with pytest.raises(ValueError, match="differ in images"):
             CardContent(before=replace(reports[0], images="others"), after=reports[1])
 
@@ -195,6 +200,37 @@ class TestFacts:
         card = card_of(facts)
         assert '| tuned model | "mle", which is not on the Hub |' in card and "secret" not in card
         assert "base_model" not in card_metadata(facts, CardContent(), name="n").to_dict()
+
+    def test_an_adapter_that_went_on_names_its_base(self, hub: Hub, tmp_path: Path) -> None:
+        lora = LoraConfig(r=2, target_modules=["c_attn"])
+        trainer(tmp_path / "base", options={"push_to_hub": True, "hub_model_id": "me/base"}).push_to_hub()
+        by_name: dict[str, Any] = {"processing_class": None, "options": {}}
+        options = {"push_to_hub": True, "hub_model_id": "me/adapter"}
+        first = trainer(tmp_path / "one", model="me/base", peft_config=lora, **{**by_name, "options": options})
+        first.push_to_hub()
+        second = trainer(tmp_path / "two", model="me/adapter", **by_name).training_facts()
+        revision = hub["me/adapter"].commits[-1][0]
+        assert second.tuned == Origin("me/adapter", "me/adapter", revision)
+        for facts in (first.training_facts(), second):
+            assert facts.base.repository == "me/base"
+            assert "\nbase = 'me/base'\n" in card_of(facts)
+            assert card_metadata(facts, CardContent(), name="n").base_model == "me/base"
+        folder = trainer(tmp_path / "three", model=str(tmp_path / "one"), **by_name).training_facts()
+        assert folder.tuned == Origin("one") and folder.base.repository == "me/base"
+
+    def test_captioners_that_were_measured_are_named_by_their_last_part_alone(
+        self, facts: TrainingFacts, reports: tuple[CaptionerReport, CaptionerReport], tmp_path: Path
+    ) -> None:
+        for names, expected in (
+            (("secret/a/mle", "secret/b/tuned"), "mle | tuned |"),
+            (("secret/a/last", "secret/b/last"), "reference | tuned |"),
+        ):
+            for name in names:
+                (tmp_path / name).mkdir(parents=True)
+            before, after = (replace(one, name=str(tmp_path / n)) for one, n in zip(reports, names, strict=True))
+            card = card_of(facts, CardContent(before, after))
+            assert expected in " ".join(card.split()) and "secret" not in card
+            assert "secret" not in card_of(facts, CardContent(after=after))
 
     def test_data_of_the_hub_and_their_licence(self) -> None:
         class Data:
@@ -281,10 +317,20 @@ class TestWritten:
     def test_the_trainer_writes_it_and_remembers_what_was_said(self, tmp_path: Path) -> None:
         run = trainer(tmp_path)
         run.create_model_card(language="en", license="mit", tags="mine", model_name="My model", dataset="photographs")
-        run.create_model_card(finetuned_from="me/base")
+        run.create_model_card(finetuned_from="me/base")  # what was given before is kept
         card = ModelCard.load(tmp_path / "README.md")
         assert (card.data.language, card.data.license, card.data.base_model) == ("en", "mit", "me/base")
-        assert "Trained on photographs." in card.text and f"# {tmp_path.name}".replace("_", "&#95;") in card.text
+        assert "Trained on photographs." in card.text and "# My model\n" in card.text
+        assert card.data.tags == ["contrastive-caption", "image-captioning", "mine"]
+
+    def test_the_working_directory_has_a_name(
+        self, facts: TrainingFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "birds").mkdir()
+        monkeypatch.chdir(tmp_path / "birds")
+        card = write_card(Path("."), facts, CardContent(), name="n").read_text()
+        assert "Captioner.from_pretrained('birds')" in card
+        assert names_of("..", ".") == (tmp_path.name, "birds")
 
     def test_a_comparison_of_the_trainer_fills_it(self, tmp_path: Path) -> None:
         run = trainer(tmp_path, eval_dataset=tiny.caption_dataset(8, seed=5), options={"learning_rate": 0.01})

@@ -18,6 +18,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from hf_contrastive_caption import Captioner
+from hf_contrastive_caption.hub import CardContent, CardExample
 from hf_contrastive_caption.hub.publishing import HubRefusedError
 from tests import tiny
 from tests.families.chat import LLAVA, PROMPT
@@ -55,12 +56,14 @@ class TestWholeModel:
         run.train()
         (tmp_path / "run" / "_unfinished-9").mkdir()
         (tmp_path / "run" / "_unfinished-9" / "model.safetensors").write_bytes(b"half")
+        run.create_model_card(model_name="Bird captioner")
         commit = run.push_to_hub(commit_message="first")
         files = published(hub)
         assert hub["me/model"].summaries == ["first"] and commit.oid == hub["me/model"].commits[-1][0]
         assert set(files) == OF_A_PAIR | TEXT | {"README.md", "training_args.bin", "card/training_curves.png"}
         for path, content in files.items():
             assert content == (tmp_path / "run" / path).read_bytes()
+        assert "# Bird captioner\n" in files["README.md"].decode()
         assert files["card/training_curves.png"].startswith(b"\x89PNG")
         assert not hub["me/model"].private
 
@@ -275,6 +278,18 @@ class TestWhileTraining:
         hub.refuse = lambda method, path: 0
         run.push_to_hub()
         assert hub["me/model"].summaries == ["End of training"]
+
+    def test_a_card_that_cannot_be_written_is_said_and_stops_nothing(
+        self, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = trainer(tmp_path / "run", options={**PUSH, "save_strategy": "steps", "save_steps": 1})
+        tiny.images(1)[0].save(tmp_path / "example.png")
+        run.card_content = CardContent(examples=[CardExample(tmp_path / "example.png", "a", "b")])
+        (tmp_path / "example.png").unlink()
+        with caplog.at_level(logging.WARNING, "hf_contrastive_caption"):
+            run.train()
+        assert run.state.global_step == 2 and len(hub["me/model"].summaries) >= 1
+        assert "the model card could not be written, and the upload goes without it: example 0" in caplog.text
 
     def test_without_matplotlib_a_card_has_no_curves(
         self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

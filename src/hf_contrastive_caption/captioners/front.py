@@ -67,16 +67,13 @@ class FrontDoor:
         Of a model with adapters the active one is saved, in the folder itself.
 
         Args:
-            folder: A folder; made if it is not there.
+            folder: A folder; made if it is not there. A whole model takes the place of an adapter in it.
         """
-        from peft import PeftModel
-
-        from hf_contrastive_caption.adapter_files import leave_trained_adapter
+        from hf_contrastive_caption.adapter_files import arrange_adapter
 
         captioner = self._captioner()
         captioner.model.save_pretrained(folder)  # type: ignore[operator]
-        if isinstance(captioner.model, PeftModel):
-            leave_trained_adapter(captioner.model, folder)
+        arrange_adapter(captioner.model, folder)
         captioner.processor.save_pretrained(os.fspath(folder))
 
     def caption(

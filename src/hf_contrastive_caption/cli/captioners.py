@@ -9,7 +9,12 @@ from hf_contrastive_caption.loading import load_captioner
 
 
 def load_named(
-    name: str, *, prompt: str | None = None, otherwise: str | None = None, max_new_tokens: int | None = None
+    name: str,
+    *,
+    prompt: str | None = None,
+    otherwise: str | None = None,
+    max_new_tokens: int | None = None,
+    device: str | None = "auto",
 ) -> Captioner:
     """Load a captioner quietly, and check that captions can be as long as the command asks for.
 
@@ -18,12 +23,13 @@ def load_named(
         prompt: What a chat model is asked; the prompt that was saved with it if not given.
         otherwise: What it is asked if there is neither.
         max_new_tokens: Longest caption in tokens that will be asked for; ``None`` for what the captioner does.
+        device: See :func:`load_captioner`.
 
     Raises:
         WrongUseError: If captions of the captioner are shorter than that.
     """
     with no_other_progress_bars():
-        captioner = load_captioner(name, prompt=prompt, otherwise=otherwise)
+        captioner = load_captioner(name, prompt=prompt, otherwise=otherwise, device=device)
     longest = captioner.processor.max_caption_tokens
     if max_new_tokens is not None and longest is not None and max_new_tokens > longest:
         raise WrongUseError(

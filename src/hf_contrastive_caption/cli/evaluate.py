@@ -20,7 +20,7 @@ from hf_contrastive_caption.evaluation.metrics.caption_metrics import expand_met
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_rows
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever, Retriever
-from hf_contrastive_caption.loading import is_captioner
+from hf_contrastive_caption.loading import is_captioner, short_name
 from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners, stored_log
 from hf_contrastive_caption.writing import write_whole
 
@@ -35,13 +35,14 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=longest)
         asked = prompt_of(captioner)
         arguments["retriever"] = _retriever(options, asked)
+        if options.reference is not None:  # what is wrong with it is said now, and not after hours
+            _load_reference(options.reference, options, asked, device="cpu")
         report = evaluate_captioner(captioner, images, name=name, **arguments)
         del captioner  # its memory is the reference's
         reference = None
         if options.reference is not None:
-            other = load_named(
-                options.reference, prompt=options.reference_prompt, otherwise=asked, max_new_tokens=longest
-            )
+            _write(options.out, report.to_dict(per_image=True))
+            other = _load_reference(options.reference, options, asked)
             reference = evaluate_captioner(other, images, name=other_name, **arguments)
     if reference is None:
         console.table(measures_rows(report.name, report.measures, report.chance))
@@ -56,7 +57,7 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         content = report.to_dict(per_image=True)
         if reference is not None:
             content |= {"reference": reference.to_dict(per_image=True), "comparison": comparison.to_dict()}
-        write_whole(options.out, json.dumps(content, ensure_ascii=False) + "\n")
+        _write(options.out, content)
         console.say(f"The report is in {options.out}; CaptionerReport.load reads it.")
     return report
 
@@ -68,9 +69,7 @@ def compare(options: CompareOptions, console: CommandConsole | None = None) -> C
         images, arguments = _what_to_evaluate(options, console)
         target = load_named(options.target, prompt=options.prompt, max_new_tokens=longest)
         asked = prompt_of(target)
-        reference = load_named(
-            options.reference, prompt=options.reference_prompt, otherwise=asked, max_new_tokens=longest
-        )
+        reference = _load_reference(options.reference, options, asked)
         arguments["retriever"] = _retriever(options, asked)
         tuned, before = _short_names(options.target, options.reference)
         comparison = compare_captioners(
@@ -88,6 +87,16 @@ def compare(options: CompareOptions, console: CommandConsole | None = None) -> C
     return comparison
 
 
+def _load_reference(name: str, options: MeasureOptions, asked: str | None, device: str = "auto") -> Captioner:
+    prompt, longest = options.reference_prompt, options.max_new_tokens
+    return load_named(name, prompt=prompt, otherwise=asked, max_new_tokens=longest, device=device)
+
+
+def _write(out: Path | None, content: dict[str, Any]) -> None:
+    if out is not None:
+        write_whole(out, json.dumps(content, ensure_ascii=False) + "\n")
+
+
 def _what_to_evaluate(options: MeasureOptions, console: CommandConsole) -> tuple[EvaluationImages, dict[str, Any]]:
     """The images, and the arguments of :func:`evaluate_captioner` that both captioners share."""
     metrics = words_of(options.metrics)
@@ -97,8 +106,11 @@ def _what_to_evaluate(options: MeasureOptions, console: CommandConsole) -> tuple
         raise WrongUseError(f"--metrics: {error}") from error
     split, dataset = choose_split(load_splits(options.data), options.split)
     columns = None if options.caption_columns is None else words_of(options.caption_columns)
-    everything = evaluation_images(dataset, options.image_column, columns, options.image_id_column)
+    names = (options.image_column, columns, options.image_id_column)
+    everything = evaluation_images(dataset, *names, on_bad_image="skip" if options.skip_bad else "raise")
     images = everything if options.images is None else everything.sample(options.images, options.seed)
+    if options.skip_bad:
+        images = images.that_open()
     console.say(f"{len(images)} of {len(everything)} images of the split {split!r}", style="dim")
     return images, {"metrics": metrics, **_arguments(options, everything)}
 
@@ -142,5 +154,5 @@ def _arguments(options: MeasureOptions, everything: EvaluationImages) -> dict[st
 def _short_names(model: str, reference: str | None) -> tuple[str, str]:
     """What tables call both captioners: the last part of a folder's name, if that tells them apart."""
     given = (model, reference or "")
-    first, second = (Path(name).name if Path(name).exists() else name for name in given)
+    first, second = map(short_name, given)
     return given if first == second else (first, second)

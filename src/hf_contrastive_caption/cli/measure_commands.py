@@ -65,6 +65,9 @@ class MeasureOptions:
             rich_help_panel=_DATA,
         ),
     ] = None
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that do not open.", rich_help_panel=_DATA)
+    ] = False
     prompt: Annotated[
         str | None,
         typer.Option(

@@ -34,6 +34,8 @@ from hf_contrastive_caption.trainer import ContrastiveCaptionTrainer
 _LAUNCHED = "CONTRASTIVE_CAPTION_LAUNCHED"
 """Set in the processes that ``--accelerate-config`` starts, which get the same words."""
 
+_TOKEN = "--hub-token"
+
 _OR_A_FILE = ("accelerator_config", "fsdp_config", "deepspeed")
 """Dictionaries whose options also take the name of a file."""
 
@@ -88,6 +90,9 @@ def read_request(words: Sequence[str]) -> TrainRequest:
     file = RunFile({}, {})
     if "config" in given:
         file = read_run_file(Path(given.pop("config")), option_types())
+    for name, same in (("resume", "resume_from_checkpoint"), ("resume_from_checkpoint", "resume")):
+        if name in given:  # two names of one option, and the words win
+            file.values.pop(same, None)
     values = {**file.values, **given}
     places = {name: place for name, place in file.places.items() if name not in given}
     missing = [name for name in ("model", "data", "output_dir") if values.get(name) is None]
@@ -299,20 +304,25 @@ def _say_how_to_go_on(request: TrainRequest, folder: str, console: CommandConsol
         return
     console.say(f"The newest checkpoint is {newest}. To go on:")
     console.code(shlex.join(["contrastive-caption", "train", *going_on(request.words)]))
+    if any(_option(word) == _TOKEN for word in request.words):
+        console.say("The token of the Hub is not repeated here; set HF_TOKEN to it, or log in with: hf auth login")
 
 
 def going_on(words: Sequence[str]) -> list[str]:
-    """The words that go on with a run that these began."""
+    """The words that go on with a run that these began, without a token, as they are printed."""
     kept: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        name = word.partition("=")[0].replace("_", "-")
-        if name not in ("--resume", "--resume-from-checkpoint"):
+        if _option(word) not in ("--resume", "--resume-from-checkpoint", _TOKEN):
             kept.append(word)
         elif "=" not in word and rest and not rest[0].startswith("-"):
             rest.pop(0)
     return [*kept, "--resume"]
+
+
+def _option(word: str) -> str:
+    return word.partition("=")[0].replace("_", "-")
 
 
 def _say_how_to_use(

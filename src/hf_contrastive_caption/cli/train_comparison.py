@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import datasets
-import torch
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.cli.train_options import RunOptions
@@ -49,7 +48,7 @@ def compare_at_the_end(
             comparison = _comparison(trainer, run, images)
             comparison.save(folder)
             advance(1, f"{len(images)} images")
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         console.say(f"It could not be compared with {other}: {error}")
         return None
     trainer.card_content = CardContent.of(comparison, examples=run.card_images)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers import GenerationConfig
 
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.evaluation.pool import ImagePool
@@ -17,6 +20,8 @@ from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetr
 from hf_contrastive_caption.fingerprints import json_digest
 from hf_contrastive_caption.generation import describe_decoding, stream_captions
 from hf_contrastive_caption.writing import write_whole
+
+logger = logging.getLogger(__name__)
 
 GIVEN = "captions were given"
 
@@ -52,16 +57,18 @@ def captions_for(
         pool: The images.
         given: One caption for each image, in their order.
         batch_size: Images that are captioned at once.
-        cache_dir: Folder that keeps what was written, sampled captions too, whatever the seed.
+        cache_dir: Folder that keeps what was written, sampled captions too, whatever the seed. Nothing is kept or
+            taken where an argument of ``generate`` is a function or an object, as two of these cannot be told apart.
         progress: Whether to show a progress bar.
         **generate_kwargs: Arguments of ``model.generate``, see :func:`caption_images`.
 
     Raises:
-        ValueError: If there are not as many captions as images, or a caption is no string.
+        ValueError: If there are not as many captions as images, a caption is no string, or ``cache_dir`` cannot be
+            written to.
         TypeError: If captions are given together with arguments of ``generate``, or neither they nor a captioner.
     """
-    if cache_dir is not None and Path(cache_dir).exists() and not Path(cache_dir).is_dir():
-        raise ValueError(f"cache_dir {cache_dir} is a file; give a folder.")
+    if cache_dir is not None:
+        _make_folder(Path(cache_dir))
     if given is not None:
         _check(given, pool)
         if generate_kwargs:
@@ -71,9 +78,12 @@ def captions_for(
         raise TypeError("Without a captioner, captions must be given.")
     decoding = describe_decoding(captioner.processor, generate_kwargs)
     file, texts = None, None
-    if cache_dir is not None:
-        arguments = [repr(sorted(generate_kwargs.items())), str(captioner.base_model.generation_config)]
-        parts = [CaptionerRetriever(captioner).fingerprint(), pool.fingerprint, *arguments]
+    arguments = None if cache_dir is None else _as_text(generate_kwargs)
+    if cache_dir is not None and arguments is None:
+        logger.warning("captions are not kept in %s, as an argument of generate is an object or a function", cache_dir)
+    elif cache_dir is not None:
+        own = str(captioner.base_model.generation_config)
+        parts = [CaptionerRetriever(captioner).fingerprint(), pool.fingerprint, arguments, own]
         file = Path(cache_dir) / f"captions-{json_digest([*parts, decoding])}.json"
         kept = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None]
         # Folders may differ between machines, and all processes must go the same way.
@@ -82,9 +92,34 @@ def captions_for(
             return Captions(tuple(texts), decoding)
     texts = _written(captioner, pool, batch_size, progress, generate_kwargs)
     if file is not None and PartialState().is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(texts, ensure_ascii=False))
     return Captions(tuple(texts), decoding)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder now: that it cannot be written to is to be said before anything is put into it."""
+    if folder.is_file():
+        raise ValueError(f"cache_dir {folder} is a file; give a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cache_dir {folder} cannot be made: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"cache_dir {folder} may not be written to; give another folder.")
+
+
+def _as_text(arguments: dict[str, Any]) -> str | None:
+    """Arguments of ``generate`` as JSON; ``None`` if that cannot hold one: functions differ by their address."""
+    try:
+        return json.dumps(arguments, sort_keys=True, default=_settings)
+    except (TypeError, ValueError):
+        return None
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    if not isinstance(value, GenerationConfig):
+        raise TypeError(value)
+    return value.to_dict()
 
 
 def _written(

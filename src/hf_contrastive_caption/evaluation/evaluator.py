@@ -19,11 +19,14 @@ from hf_contrastive_caption.evaluation.bootstrap import RESAMPLES, Bootstrap
 from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.measures import Measure
-from hf_contrastive_caption.evaluation.metrics.caption_metrics import caption_metrics, expand_metrics
+from hf_contrastive_caption.evaluation.metrics.caption_metrics import (
+    expand_metrics,
+    scores_and_left_out,
+    without_meteor,
+)
 from hf_contrastive_caption.evaluation.metrics.diversity import cider_btw, diversity, mbleu
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.metrics.invention import invented_words
-from hf_contrastive_caption.evaluation.metrics.meteor import meteor_available
 from hf_contrastive_caption.evaluation.metrics.prepared import check_strings
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks, rival_images
@@ -89,7 +92,8 @@ def evaluate_captioner(
         processing_class: Tokenizer and image processor of a model given as an object.
         prompt: What a chat model is asked, see :func:`captioner_for`; the prompt that was saved with it if not given.
         name: What tables call the captioner; its name or class if not given.
-        captions: Its captions, one for each image, if they are there already.
+        captions: Its captions, one for each image, if they are there already. Arguments of ``generate`` are then those
+            of the samples of ``samples_per_image``.
         k: The numbers of images of recall@k; none for no self-retrieval.
         retriever: What scores the captions for self-retrieval; the captioner itself if not given.
         metrics: See :func:`caption_metrics`. They and the invented words are about the images that have references;
@@ -116,7 +120,7 @@ def evaluate_captioner(
         ValueError: If the data, the captions or an option do not fit.
         TypeError: If the model or the data set is not what is accepted.
     """
-    _check_options(metrics, training_captions, samples_per_image, resamples, seed)
+    _check_options(metrics, document_frequencies, training_captions, samples_per_image, resamples, seed)
     captioner = as_captioner(model, processing_class, prompt)
     if k or isinstance(k, int):
         check_retrieval(captioner, captions, retriever, max_memory_bytes, k)
@@ -127,7 +131,9 @@ def evaluate_captioner(
     else:
         images = evaluation_images(dataset, image_column, caption_columns, image_id_column)
     writing: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "progress": progress}
-    texts, decoding = captions_for(captioner, images.pool, captions, **writing, **generate_kwargs)
+    fingerprint = images.pool.fingerprint  # opens every image: one that does not open is told before any is captioned
+    generation = {} if captions is not None and samples_per_image else generate_kwargs  # all of it for the samples
+    texts, decoding = captions_for(captioner, images.pool, captions, **writing, **generation)
     measures: dict[str, Measure] = {}
     chance: dict[str, float] = {}
     left_out: dict[str, str] = {}
@@ -154,11 +160,12 @@ def evaluate_captioner(
         measures=measures,
         captions=texts,
         invented_words=quality.invented_words,
-        images=images.pool.fingerprint,
+        images=fingerprint,
         num_images=len(images),
         num_referenced=len(images.referenced),
         chance=chance,
         retriever=judge,
+        ranked_by_itself=retriever is None if k else None,
         decoding=decoding,
         left_out={**left_out, **quality.left_out},
         references=images.references_digest,
@@ -171,10 +178,20 @@ def evaluate_captioner(
 
 
 def _check_options(
-    metrics: Sequence[str], training_captions: Sequence[str] | None, samples_per_image: int, resamples: int, seed: int
+    metrics: Sequence[str],
+    document_frequencies: DocumentFrequencies | None,
+    training_captions: Sequence[str] | None,
+    samples_per_image: int,
+    resamples: int,
+    seed: int,
 ) -> None:
     """Refuse what cannot work before hours are spent on captions."""
-    expand_metrics(metrics)
+    without_meteor(expand_metrics(metrics))  # says so now, and not at the end
+    if not isinstance(document_frequencies, DocumentFrequencies | None):
+        raise TypeError(
+            f"document_frequencies is a {type(document_frequencies).__name__}; give a table, of a file "
+            "DocumentFrequencies.load(file)"
+        )
     if training_captions is not None:
         check_strings(training_captions, "training_captions")
     if samples_per_image == 1 or samples_per_image < 0:
@@ -264,9 +281,8 @@ def caption_quality(
     references = images.prepared_references
     bootstrap = Bootstrap(len(numbers), resamples, seed)
     measures: dict[str, Measure] = {}
-    for name, score in caption_metrics(
-        texts, references, metrics=metrics, document_frequencies=document_frequencies
-    ).items():
+    scores, missing = scores_and_left_out(texts, references, metrics, document_frequencies)
+    for name, score in scores.items():
         if name in _CORPUS_ONLY:
             measures[name] = Measure(_LABELS[name], score.corpus)
         else:
@@ -279,10 +295,7 @@ def caption_quality(
         neighbours = images.similar(similar_images)
         between = cider_btw(texts, references, neighbours, document_frequencies=document_frequencies)
         measures["cider_btw"] = Measure.of(bootstrap, "CIDErBtw", "mean", between.per_image, better="lower")
-    left_out = {}
-    missing = meteor_available() if "meteor" in metrics else None
-    if missing is not None:
-        left_out["METEOR"] = missing
+    left_out = {} if missing is None else {"METEOR": missing}
     return CaptionQuality(measures, tuple(map(tuple, invention.words)), left_out)
 
 

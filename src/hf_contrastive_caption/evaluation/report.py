@@ -44,6 +44,8 @@ class CaptionerReport:
         ranks: Rank and ties of each caption's own image; ``None`` without self-retrieval.
         rivals: For each image a few others that its caption fits better than its own, the best first; empty without
             self-retrieval.
+        ranked_by_itself: Whether the captioner itself scored the captions, and no other retriever; ``None`` without
+            self-retrieval, and in reports that were saved before this was written down.
     """
 
     name: str
@@ -63,6 +65,7 @@ class CaptionerReport:
     seed: int
     ranks: Ranks | None = field(default=None, repr=False)
     rivals: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    ranked_by_itself: bool | None = None
 
     def __getitem__(self, name: str) -> float:
         """The value of a measure by name."""
@@ -111,7 +114,7 @@ class CaptionerReport:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CaptionerReport:
         """What :meth:`to_dict` made, per-image values included; other keys are passed over."""
-        own = {entry.name for entry in fields(cls)} - {"measures", *_PER_IMAGE}
+        own = {entry.name for entry in fields(cls)} - {"measures", "ranked_by_itself", *_PER_IMAGE}
         ranks = content["ranks"]
         return cls(
             measures={name: Measure.from_dict(measure) for name, measure in content["measures"].items()},
@@ -119,6 +122,7 @@ class CaptionerReport:
             invented_words=tuple(map(tuple, content["invented_words"])),
             ranks=None if ranks is None else Ranks.of(ranks["better"], ranks["equal"], content["num_images"]),
             rivals=tuple(map(tuple, content["rivals"])),
+            ranked_by_itself=content.get("ranked_by_itself"),
             **{name: content[name] for name in own},
         )
 
@@ -138,7 +142,8 @@ class CaptionerReport:
         """Compare with another captioner's report on the same images: this one minus the other.
 
         Raises:
-            ValueError: If the other report is on other images, or was made with other resamples.
+            ValueError: If the other report is on other images, was made with other resamples, or was ranked by
+                another retriever; that each captioner ranked for itself is one way to rank.
         """
         for what in ("images", "references", "document_frequencies", "resamples", "seed"):
             if getattr(self, what) != getattr(other, what):
@@ -147,6 +152,7 @@ class CaptionerReport:
                     f"{getattr(other, what)}), so their captions cannot be compared image by image. Evaluate both on "
                     "the same images with the same options."
                 )
+        self._check_same_retriever(other)
         bootstraps: dict[int, Bootstrap] = {}
         differences = {}
         for name, measure in self.measures.items():
@@ -158,6 +164,16 @@ class CaptionerReport:
                 if difference is not None:
                     differences[name] = difference
         return ReportComparison(self, other, differences)
+
+    def _check_same_retriever(self, other: CaptionerReport) -> None:
+        ways = [self.ranked_by_itself, other.ranked_by_itself]
+        if None in ways or all(ways) or (not any(ways) and self.retriever == other.retriever):
+            return
+        raise ValueError(
+            f"The captions of {self.name} were ranked by {self.retriever}, and those of {other.name} by "
+            f"{other.retriever}, so their recalls cannot be compared. Evaluate both with the same retriever, or both "
+            "without one."
+        )
 
 
 @dataclass(frozen=True)

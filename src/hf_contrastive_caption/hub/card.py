@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hf_contrastive_caption.evaluation.measures import Measure, aligned_table, m
 from hf_contrastive_caption.hub.content import MAX_EXAMPLES, CardContent
 from hf_contrastive_caption.hub.facts import Origin, TrainingFacts
 from hf_contrastive_caption.hub.markdown import Markdown, escape
+from hf_contrastive_caption.loading import short_name
 from hf_contrastive_caption.report.charts import to_png, training_chart
 from hf_contrastive_caption.report.thumbnails import thumbnail
 
@@ -66,7 +68,7 @@ def write_card(
         examples.append((Markdown(f"{PICTURES}/{path.name}"), example.before, example.after))
     if not any(pictures.iterdir()):
         pictures.rmdir()
-    text = render_card(facts, content, examples, name=name, repository=repository or folder.name, curves=curves)
+    text = render_card(facts, content, examples, name=name, repository=repository or short_name(folder), curves=curves)
     metadata = card_metadata(facts, content, name=name, tags=tags).to_yaml(line_break="\n")
     card = folder / CARD
     unfinished = folder / f"_{CARD}"  # not uploaded
@@ -105,6 +107,7 @@ def render_card(
     # What these return is not escaped again; "code" and "markdown" are for what the package itself has written.
     environment.filters |= {"python": _python, "arguments": _arguments, "table": _table}
     environment.filters |= {"code": Markdown, "markdown": Markdown}
+    content = _with_short_names(content)
     numbers, about = _numbers(content)
     data = facts.data if content.data_name is None else Origin(content.data_name, facts.data.repository)
     return environment.get_template("model_card.md.j2").render(
@@ -130,8 +133,8 @@ def card_metadata(facts: TrainingFacts, content: CardContent, *, name: str, tags
     own: dict[str, Any] = {"library_name": "transformers" if facts.adapter is None else "peft"}
     if facts.usage.imports is not None:
         own["library_name"] = "hf-contrastive-caption"
-    if facts.tuned.repository is not None:
-        own["base_model"] = facts.tuned.repository
+    if facts.base.repository is not None:
+        own["base_model"] = facts.base.repository
         own["base_model_relation"] = "finetune" if facts.adapter is None else "adapter"
     return ModelCardData(
         language=content.language,
@@ -186,6 +189,19 @@ def _ends(measure: Measure, name: str) -> dict[str, list[float]]:
     if measure.interval is None:
         return {}
     return {name: [float(measure.interval.low), float(measure.interval.high)]}
+
+
+def _with_short_names(content: CardContent) -> CardContent:
+    """The content with captioners that were called by their folders called by the last part of these."""
+    if content.after is None:
+        return content
+    after = replace(content.after, name=short_name(content.after.name))
+    if content.before is None:
+        return replace(content, after=after)
+    before = replace(content.before, name=short_name(content.before.name))
+    if before.name == after.name and content.before.name != content.after.name:
+        before, after = replace(before, name="reference"), replace(after, name="tuned")
+    return replace(content, before=before, after=after)
 
 
 def _numbers(content: CardContent) -> tuple[list[Sequence[str]], str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from hf_contrastive_caption.data.images import BadImageError, open_image
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 
 if TYPE_CHECKING:
@@ -59,15 +60,21 @@ class CardContent:
     language: str | None = None
 
     def __post_init__(self) -> None:
-        """Check that the reports belong together.
+        """Check that the reports belong together and the examples open: a card is written at the end of a training.
 
         Raises:
-            ValueError: If there is a report of the reference alone, or the two are on other images.
+            ValueError: If there is a report of the reference alone, the two are on other images, or an example does
+                not open.
         """
         if self.before is not None and self.after is None:
             raise ValueError("a card was given a report of the reference (before) and none of the tuned model (after)")
         if self.before is not None and self.after is not None:
             self.after.compare(self.before)
+        for number, example in enumerate(self.examples[:MAX_EXAMPLES]):
+            try:
+                open_image(example.image)
+            except BadImageError as error:
+                raise BadImageError(f"example {number} of the model card: {error}") from error
 
     @classmethod
     def of(cls, comparison: CaptionerComparison, *, examples: int = MAX_EXAMPLES, **others: Any) -> CardContent:

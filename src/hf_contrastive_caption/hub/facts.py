@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import CONFIG_NAME
@@ -66,6 +67,7 @@ class TrainingFacts:
         captioner: The classes that the captioner consists of.
         adapter: The kind of PEFT adapter, if it is one.
         tuned: What was tuned.
+        base: What an adapter is put on; of a whole model, what was tuned.
         reference: What it was tuned against; ``None`` for maximum likelihood.
         reference_description: How the reference was held.
         reference_digest: A hash of all that the reference computes with at the start, if a training has begun.
@@ -87,6 +89,7 @@ class TrainingFacts:
     captioner: str
     adapter: str | None
     tuned: Origin
+    base: Origin
     reference: Origin | None
     reference_description: str | None
     reference_digest: str | None
@@ -117,17 +120,32 @@ def model_origin(captioner: Captioner, given: Any, model_init_kwargs: Any = None
     name = os.fspath(given) if by_name else captioner.base_model.name_or_path
     if not name:
         return Origin(None)
-    kwargs = model_init_kwargs if isinstance(model_init_kwargs, dict) else {}
-    cached = None
+    return _origin_of(name, model_init_kwargs if isinstance(model_init_kwargs, dict) else {}, by_name)
+
+
+def base_origin(captioner: Captioner, tuned: Origin) -> Origin:
+    """What a captioner's adapter is put on, as it says itself; what was tuned if it says nothing or there is none.
+
+    Args:
+        captioner: The captioner.
+        tuned: What was tuned: an adapter itself, where the training of one went on.
+    """
+    if not isinstance(captioner.model, PeftModel):
+        return tuned
+    name = captioner.model.active_peft_config.base_model_name_or_path
+    return _origin_of(name, {}, False) if name else tuned
+
+
+def _origin_of(name: str, kwargs: dict[str, Any], knows_revision: bool) -> Origin:
     if is_repository(name) and not os.path.exists(name):
         # A folder that has moved looks like a repository; what came from the Hub is in its cache.
-        cached = try_to_load_from_cache(
-            name, CONFIG_NAME, cache_dir=kwargs.get("cache_dir"), revision=kwargs.get("revision")
-        )
-    if not isinstance(cached, str):
-        return Origin(Path(name).absolute().name)
-    # Of a model that was passed as an object nobody knows from which revision it was loaded.
-    return Origin(name, name, Path(cached).parent.name if by_name else None)
+        where = {"cache_dir": kwargs.get("cache_dir"), "revision": kwargs.get("revision")}
+        for file in (CONFIG_NAME, ADAPTER_CONFIG_NAME):
+            cached = try_to_load_from_cache(name, file, **where)
+            if isinstance(cached, str):
+                # Of a model that was passed as an object nobody knows from which revision it was loaded.
+                return Origin(name, name, Path(cached).parent.name if knows_revision else None)
+    return Origin(os.path.basename(os.path.abspath(name)))
 
 
 def data_origin(dataset: Any) -> tuple[Origin, str | None]:

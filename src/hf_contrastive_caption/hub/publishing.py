@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hf_contrastive_caption.hub.facts import (
     Origin,
     TrainingFacts,
     adapter_kind,
+    base_origin,
     data_origin,
     library_versions,
     loss_in_words,
@@ -55,13 +57,17 @@ class HubPublishing(AtomicCheckpoints):
     _versions: ReferenceVersions | None
     card_content: CardContent = CardContent()
     _tuned: Origin
+    _base: Origin
     _referred: Origin
+    _card_title: str | None = None
+    _card_tags: Sequence[str] = ()
     _uploading: str | None = None
     """The checkpoint that the upload in progress reads."""
 
     def _note_origins(self, model: Any, reference_model: Any) -> None:
         """Remember where the models came from, as they may leave memory."""
         self._tuned = self._referred = model_origin(self.captioner, model, self.args.model_init_kwargs)
+        self._base = base_origin(self.captioner, self._tuned)
         if reference_model is not None and self.reference is not None:
             self._referred = model_origin(self.reference.captioner, reference_model)
 
@@ -75,6 +81,7 @@ class HubPublishing(AtomicCheckpoints):
             captioner=self.captioner.name,
             adapter=adapter_kind(self.captioner),
             tuned=self._tuned,
+            base=self._base,
             reference=None if reference is None else self._referred,
             reference_description=None if reference is None else reference.description,
             reference_digest=None if self._versions is None else self._versions.initial,
@@ -123,16 +130,20 @@ class HubPublishing(AtomicCheckpoints):
             self.card_content if content is None else content,
             **{name: value for name, value in given.items() if value is not None},
         )
+        if model_name:
+            self._card_title = model_name
+        if tags is not None:
+            self._card_tags = [tags] if isinstance(tags, str) else tags
         if finetuned_from is not None:
-            self._tuned = Origin(finetuned_from, finetuned_from)
+            self._tuned = self._base = Origin(finetuned_from, finetuned_from)
         folder = Path(str(self.args.output_dir))
         write_card(
             folder,
             self.training_facts(),
             self.card_content,
-            name=model_name or (self.hub_model_id or folder.absolute().name).split("/")[-1],
+            name=self._card_title or (self.hub_model_id or folder.absolute().name).split("/")[-1],
             repository=self.hub_model_id,
-            tags=[tags] if isinstance(tags, str) else tags or [],
+            tags=self._card_tags,
         )
 
     # Uploads ---------------------------------------------------------------------------------------------------------
@@ -185,6 +196,8 @@ class HubPublishing(AtomicCheckpoints):
             except HubRefusedError as error:
                 self.save_model(_internal_call=True)
                 raise HubRefusedError(f"{error}. The model is saved in {folder}") from error
+        if self._card_title is not None:
+            kwargs = {"model_name": self._card_title, **kwargs}  # Trainer gives the name of the repository otherwise
         try:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
         except Exception as error:
@@ -200,7 +213,10 @@ class HubPublishing(AtomicCheckpoints):
         if self._is_uploading() and not self.args.hub_always_push:
             return None
         self._finish_current_push()  # with hub_always_push an upload may still read what is written next
-        self.create_model_card()
+        try:
+            self.create_model_card()
+        except Exception as error:  # whatever it is, of files, pictures or values: the training is worth more
+            logger.warning("the model card could not be written, and the upload goes without it: %s", _words(error))
         super()._push_from_checkpoint(checkpoint_folder)
         self._uploading = checkpoint_folder
         return None

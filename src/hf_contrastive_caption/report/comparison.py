@@ -25,6 +25,7 @@ from hf_contrastive_caption.evaluation.bootstrap import Floats
 from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
 from hf_contrastive_caption.evaluation.report import CaptionerReport
+from hf_contrastive_caption.loading import short_name
 from hf_contrastive_caption.report.page import render_frame, write_page
 from hf_contrastive_caption.report.thumbnails import thumbnail
 from hf_contrastive_caption.report.words import CaptionScores, Word, log_ratios, score_captions
@@ -357,7 +358,7 @@ def _chosen(size: int, shown: int, seed: int) -> list[int]:
 def names_of(reference: Any, target: Any) -> tuple[str, str]:
     """What pages call the two: the last part of a folder's name if that tells them apart."""
     given = [str(side) if isinstance(side, (str, PathLike)) else "" for side in (reference, target)]
-    short = [Path(name).name if Path(name).exists() else name for name in given]
+    short = [short_name(name) for name in given]
     if not all(given) or given[0] == given[1]:
         return "reference", "target"
     return (short[0], short[1]) if short[0] != short[1] else (given[0], given[1])

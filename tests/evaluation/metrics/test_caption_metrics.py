@@ -7,6 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
+from hf_contrastive_caption.captioners import captioner_for
+from hf_contrastive_caption.evaluation import captioning
+from hf_contrastive_caption.evaluation.evaluator import caption_quality, evaluate_captioner
+from hf_contrastive_caption.evaluation.images import evaluation_images
 from hf_contrastive_caption.evaluation.metrics import caption_metrics as module
 from hf_contrastive_caption.evaluation.metrics.bleu import bleu
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import METRICS, caption_metrics, prepare_references
@@ -14,6 +18,7 @@ from hf_contrastive_caption.evaluation.metrics.cider import cider_d
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.metrics.rouge import rouge_l
 from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
+from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:the document frequencies of CIDEr:UserWarning")
 
@@ -97,6 +102,31 @@ def test_missing_meteor_is_left_out_and_logged_once(
     for _ in range(2):
         assert list(caption_metrics(["a"], [["a"]], metrics=["meteor", "bleu_1"])) == ["bleu_1"]
     assert [record.getMessage() for record in caplog.records] == ["METEOR is left out: METEOR needs Java (get it)"]
+
+
+def test_a_missing_meteor_is_said_before_captions_are_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "meteor_available", lambda: "java does not start here")
+    captioner = captioner_for(tiny.captioner_model(), tiny.processing())
+    said: list[str] = []
+    monkeypatch.setattr(captioning, "_written", lambda *_: said.append(caplog.text) or ["a dog"] * 3)
+    report = evaluate_captioner(captioner, tiny.caption_dataset(3), k=(), metrics=("meteor", "rouge_l"))
+    assert "METEOR is left out: java does not start here" in said[0]
+    assert report.left_out == {"METEOR": "java does not start here"}
+
+
+def test_a_meteor_that_ends_costs_no_other_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(captions: object, references: object) -> None:
+        raise RuntimeError("the Java process of METEOR ended")
+
+    monkeypatch.setattr(module, "meteor_available", lambda: None)
+    monkeypatch.setattr(module, "meteor", ended)
+    dataset = tiny.caption_dataset(3)
+    captions = [texts[0] for texts in dataset["captions"]]
+    quality = caption_quality(captions, evaluation_images(dataset), ("meteor", "rouge_l"))
+    assert quality.measures["rouge_l"].value == pytest.approx(1) and "meteor" not in quality.measures
+    assert quality.left_out == {"METEOR": "the Java process of METEOR ended"}
 
 
 @pytest.mark.parametrize(

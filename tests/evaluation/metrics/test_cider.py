@@ -106,6 +106,16 @@ def test_saved_table_gives_the_same_scores(tmp_path: Path) -> None:
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "table.json").read_bytes()
 
 
+def test_equal_tables_have_equal_digests(tmp_path: Path) -> None:
+    references = random_corpus(50, seed=5)[1]
+    table = DocumentFrequencies.from_references(references)
+    table.save(tmp_path / "table.json")
+    others = [DocumentFrequencies.load(tmp_path / "table.json"), DocumentFrequencies.from_references(references[::-1])]
+    assert {other.digest for other in others} == {table.digest}
+    assert list(others[1].vocabulary.words) != list(table.vocabulary.words)
+    assert DocumentFrequencies.from_references(references[1:]).digest != table.digest
+
+
 def test_table_holds_the_counts(tmp_path: Path) -> None:
     DocumentFrequencies.from_references([[["a", "b"], ["a", "b"]], [["a", "b", "c"]], [["b"]]]).save(tmp_path / "t")
     content = json.loads((tmp_path / "t").read_text())

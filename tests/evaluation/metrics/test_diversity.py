@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,12 @@ from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReference
 from .captions import random_corpus
 
 CAPTIONS = ["A dog runs.", "a dog runs", "The dog sleeps"]
+
+
+def test_training_captions_that_can_be_read_once_are_refused() -> None:
+    assert novel_captions(["a dog"], ["a dog"]) == 0
+    with pytest.raises(TypeError, match=r"must be a list of strings, but is a chain, which is read once; use list"):
+        novel_captions(["a dog"], chain(["a dog"]))  # type: ignore[arg-type]
 
 
 def test_counts_by_hand() -> None:

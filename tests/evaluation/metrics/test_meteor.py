@@ -40,6 +40,16 @@ def test_java_home_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None
     assert java.find_java() == str(program)
 
 
+def test_java_that_does_not_start_is_found_before_it_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    program = tmp_path / "bin" / "java"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'Could not reserve enough space' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setattr(java, "find_jar", lambda name: tmp_path / name)
+    assert meteor_available() == f"{program} does not start with 2G of memory: Could not reserve enough space"
+
+
 def test_lines_hold_one_text() -> None:
     assert java.one_line(["a\u2028b", "c\r", "", "\x0b"]) == "a b c"
 

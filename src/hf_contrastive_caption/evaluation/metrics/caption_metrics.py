@@ -48,7 +48,7 @@ def caption_metrics(
         references: For each image its references, one or more strings; or what :func:`prepare_references` made of
             them, which saves its work when several models are scored on the same images.
         metrics: Names from :data:`METRICS`. COCO's evaluation prints ``cider_d`` under the name of CIDEr. METEOR is
-            left out, and one line is logged, where its jar or Java are missing.
+            left out, and one line is logged, where its jar or Java are missing or fail.
         document_frequencies: For CIDEr-D and CIDEr: a table of a larger set of references, made with the same
             tokenizer. With ``None`` the scored references are counted, as COCO's evaluation does; scores then depend
             on the set of images, and are too high for few.
@@ -63,6 +63,28 @@ def caption_metrics(
         ValueError: If the numbers of captions and images differ, an image has no references, a name is not known, or
             ``tokenize`` is not what made the prepared references.
     """
+    return scores_and_left_out(captions, references, metrics, document_frequencies, tokenize)[0]
+
+
+def scores_and_left_out(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]] | PreparedReferences,
+    metrics: Sequence[str],
+    document_frequencies: DocumentFrequencies | None = None,
+    tokenize: Tokenize | None = None,
+) -> tuple[dict[str, MetricScores], str | None]:
+    """What :func:`caption_metrics` gives, and why METEOR is not among it although it was asked for.
+
+    Args:
+        captions: See there, and for the errors.
+        references: See there.
+        metrics: See there.
+        document_frequencies: See there.
+        tokenize: See there.
+
+    Returns:
+        The scores by name, and the reason; ``None`` if METEOR was not asked for or is there.
+    """
     names = expand_metrics(metrics)
     check_strings(captions, "captions")
     references = _prepared(references, tokenize)
@@ -76,13 +98,14 @@ def caption_metrics(
     for name, scorer in (("cider_d", cider_d), ("cider", cider)):
         if name in names:
             scores[name] = scorer(words, references, document_frequencies)
-    if "meteor" in names:
-        missing = meteor_available()
-        if missing is None:
+    missing = without_meteor(names)
+    if "meteor" in names and missing is None:
+        try:
             scores["meteor"] = meteor(words, references)
-        else:
+        except RuntimeError as error:  # of its process, which shall not cost the other metrics
+            missing = str(error)
             _log_once(missing)
-    return {name: scores[name] for name in names if name in scores}
+    return {name: scores[name] for name in names if name in scores}, missing
 
 
 def prepare_references(references: Sequence[Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> PreparedReferences:
@@ -129,6 +152,14 @@ def expand_metrics(metrics: Sequence[str]) -> list[str]:
         raise ValueError(f"metrics must be one or more of {', '.join(METRICS)}, but are {list(metrics)}")
     names = [part for name in metrics for part in (_BLEU if name == "bleu" else (name,))]
     return list(dict.fromkeys(names))
+
+
+def without_meteor(names: Sequence[str]) -> str | None:
+    """Why METEOR will be left out, of which one line is logged; ``None`` if it is there, or not among the names."""
+    missing = meteor_available() if "meteor" in names else None
+    if missing is not None:
+        _log_once(missing)
+    return missing
 
 
 @cache

@@ -75,9 +75,15 @@ class DocumentFrequencies:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the table."""
-        vocabulary = [list(self.vocabulary.words.items()), *(keys.tolist() for keys in self.vocabulary.keys)]
-        return json_digest([self.n_images, vocabulary, *(counts.tolist() for counts in self.counts)])
+        """A hash of what :meth:`save` writes, in one order: a table and the same one saved and loaded are equal."""
+        content = self._content()
+        words, numbers = content["words"], iter(content["counts"])
+        ngrams: list[tuple[str, ...]] = [(word,) for word in words]
+        table = [sorted(zip(ngrams, next(numbers), strict=True))]
+        for order, counts in zip(content["ngrams"], numbers, strict=True):
+            ngrams = [(*ngrams[one], words[last]) for one, last in zip(order["first"], order["last"], strict=True)]
+            table.append(sorted(zip(ngrams, counts, strict=True)))
+        return json_digest([self.n_images, table])
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON.
@@ -88,6 +94,11 @@ class DocumentFrequencies:
         Args:
             path: The file.
         """
+        content = {"format": _FORMAT, "version": _VERSION, **self._content()}
+        Path(path).write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+
+    def _content(self) -> dict[str, Any]:
+        """The table without n-grams of a single image."""
         kept = [counts > 1 for counts in self.counts]
         renumbered = [np.cumsum(keep) - 1 for keep in kept]
         orders = []
@@ -95,15 +106,12 @@ class DocumentFrequencies:
             # Every image that has an n-gram has its first words too, so those are kept with it.
             first, last = unpack(keys[kept[n]])
             orders.append({"first": renumbered[n - 1][first].tolist(), "last": renumbered[0][last].tolist()})
-        content = {
-            "format": _FORMAT,
-            "version": _VERSION,
+        return {
             "n_images": self.n_images,
             "words": [word for word, keep in zip(self.vocabulary.words, kept[0], strict=True) if keep],
             "ngrams": orders,
             "counts": [counts[keep].tolist() for counts, keep in zip(self.counts, kept, strict=True)],
         }
-        Path(path).write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> DocumentFrequencies:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 
 METEOR_JAR = "meteor/meteor-1.5.jar"
@@ -48,6 +50,27 @@ def what_is_missing(jar: str, purpose: str) -> str | None:
     if find_java() is None:
         ways.append("Java (for example apt-get install default-jre-headless, or conda install openjdk)")
     return f"{purpose} needs {' and '.join(ways)}" if ways else None
+
+
+@cache
+def why_java_does_not_start(java: str, heap: str) -> str | None:
+    """Start Java, which takes a fraction of a second, and end it.
+
+    Args:
+        java: The program.
+        heap: The memory that it shall get, as its option ``-Xmx`` takes it.
+
+    Returns:
+        ``None`` if it starts; otherwise one line with what it said.
+    """
+    try:
+        run = subprocess.run(
+            [java, *JVM_OPTIONS, f"-Xmx{heap}", "-version"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{java} does not start: {error}"
+    said = " ".join(f"{run.stdout} {run.stderr}".split())
+    return f"{java} does not start with {heap} of memory: {said}" if run.returncode else None
 
 
 def one_line(words: list[str]) -> str:

@@ -29,6 +29,7 @@ from hf_contrastive_caption.evaluation.metrics.java import (
     find_java,
     one_line,
     what_is_missing,
+    why_java_does_not_start,
 )
 from hf_contrastive_caption.evaluation.metrics.prepared import (
     MetricScores,
@@ -40,15 +41,19 @@ from hf_contrastive_caption.evaluation.metrics.prepared import (
 )
 
 _SEPARATOR = "|||"
+_HEAP = "2G"
+"""Memory for Java."""
 
 
 def meteor_available() -> str | None:
     """What keeps METEOR from running here.
 
     Returns:
-        ``None`` if nothing does; otherwise one line that says what is missing, the package or Java, and how to get it.
+        ``None`` if nothing does; otherwise one line that says what is missing, the package or Java, and how to get it,
+        or why Java does not start.
     """
-    return what_is_missing(METEOR_JAR, "METEOR")
+    missing, java = what_is_missing(METEOR_JAR, "METEOR"), find_java()
+    return missing if missing is not None or java is None else why_java_does_not_start(java, _HEAP)
 
 
 def meteor(
@@ -91,7 +96,7 @@ class MeteorProcess:
         RuntimeError: If the package or Java are missing.
     """
 
-    def __init__(self, timeout_s: float = 300.0, heap: str = "2G") -> None:
+    def __init__(self, timeout_s: float = 300.0, heap: str = _HEAP) -> None:
         missing = meteor_available()
         java, jar = find_java(), find_jar(METEOR_JAR)
         if missing is not None or java is None or jar is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -185,6 +185,10 @@ def check_strings(texts: Sequence[object], name: str, nested: bool = False) -> N
     expected = "a list of lists of strings (one list for each image)" if nested else "a list of strings"
     if isinstance(texts, str):
         raise TypeError(f"{name} must be {expected}, but is the string {texts!r}; put it into a list")
+    if isinstance(texts, Iterator):  # there would be nothing left of it for who asked
+        raise TypeError(
+            f"{name} must be {expected}, but is a {type(texts).__name__}, which is read once; use list(...)"
+        )
     for number, item in enumerate(texts):
         if isinstance(item, str):
             if not nested:

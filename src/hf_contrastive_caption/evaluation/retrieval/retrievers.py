@@ -15,11 +15,15 @@ from transformers import AutoModel, AutoProcessor, BaseImageProcessor, PreTraine
 from hf_contrastive_caption.captioners import Captioner
 from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.captioners.pairs import DEFAULT_MAX_MEMORY_BYTES, PairScorer
-from hf_contrastive_caption.fingerprints import json_digest, model_digest
-from hf_contrastive_caption.loading import check_name
+from hf_contrastive_caption.fingerprints import autocast_settings, json_digest, model_digest
+from hf_contrastive_caption.loading import check_name, short_name, wrong_keys
 from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
+
+
+BY_ITSELF = "ln p(caption | image) of the captioner itself"
+"""Who ranked, where no retriever was given."""
 
 
 class Scorer(Protocol):
@@ -67,7 +71,7 @@ class CaptionerRetriever:
     def __init__(self, captioner: Captioner, max_memory_bytes: int = DEFAULT_MAX_MEMORY_BYTES) -> None:
         self.captioner = captioner
         self.max_memory_bytes = max_memory_bytes
-        self.name = f"ln p(caption | image) of {captioner.name}"
+        self.name = f"ln p(caption | image) of {captioner.name}{_which(captioner.base_model)}"
 
     def scorer(self, captions: Sequence[str]) -> Scorer:
         """See :meth:`Retriever.scorer`."""
@@ -84,8 +88,9 @@ class CaptionerRetriever:
     def fingerprint(self) -> str:
         """See :meth:`Retriever.fingerprint`."""
         captioner, processor = self.captioner, self.captioner.processor
-        parts = [model_digest(captioner.model), processor.text_fingerprint(), processor.image_fingerprint()]
-        return json_digest([*parts, captioner.name, captioner.start_token_id])
+        parts: list[Any] = [model_digest(captioner.model), processor.text_fingerprint(), processor.image_fingerprint()]
+        parts += [captioner.name, captioner.start_token_id]
+        return json_digest([*parts, autocast_settings(captioner.device)])
 
 
 class _CaptionerScorer:
@@ -129,18 +134,25 @@ class DualEncoderRetriever:
         self.model = model
         self._processor: Any = processor
         self.images_at_once = images_at_once
-        self.name = f"cosine similarity of {type(model).__name__}"
+        self.name = f"cosine similarity of {type(model).__name__}{_which(model)}"
 
     @classmethod
     def from_pretrained(cls, name: str) -> DualEncoderRetriever:
         """A dual encoder and its processor by name or folder, in float32 and on this process's GPU if there is one.
 
         Raises:
-            ValueError: If it is neither a folder nor a possible name of a repository.
+            ValueError: If it is neither a folder nor a possible name of a repository, or weights are missing in it.
             OSError: If there is no such repository, or nothing that can be loaded in it.
         """
         check_name(name)
-        model: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
+        loaded: Any = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, found = loaded
+        told = wrong_keys(found, ("missing_keys", "mismatched_keys"))
+        if told:  # they would be random, and so would the ranks
+            raise ValueError(
+                f"{name} has not all weights of a {type(model).__name__}, as which AutoModel loads it; {told}. Give "
+                "an image-text dual encoder such as CLIP or SigLIP"
+            )
         return cls(model.to(PartialState().device), AutoProcessor.from_pretrained(name))
 
     @property
@@ -180,7 +192,8 @@ class DualEncoderRetriever:
     def fingerprint(self) -> str:
         """See :meth:`Retriever.fingerprint`."""
         reading = CaptionProcessor(self._processor.tokenizer, self._processor.image_processor, end_token_id=0)
-        return json_digest([model_digest(self.model), reading.text_fingerprint(), reading.image_fingerprint()])
+        parts = [model_digest(self.model), reading.text_fingerprint(), reading.image_fingerprint()]
+        return json_digest([*parts, autocast_settings(self.model.device)])
 
     def _features(self, method: str, inputs: dict[str, Tensor]) -> Tensor:
         placed = {name: value.to(self.model.device) for name, value in inputs.items()}
@@ -189,6 +202,11 @@ class DualEncoderRetriever:
         if not isinstance(features, Tensor):  # transformers 5 returns an output object
             features = features.pooler_output
         return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+def _which(model: PreTrainedModel) -> str:
+    """Which model of its class it is, for a name; nothing for one that was made in memory."""
+    return f" ({short_name(model.name_or_path)})" if model.name_or_path else ""
 
 
 class _DualEncoderScorer:

@@ -20,7 +20,7 @@ from hf_contrastive_caption.evaluation.captioning import captions_for
 from hf_contrastive_caption.evaluation.measures import Measure, measures_table
 from hf_contrastive_caption.evaluation.pool import ImagePool
 from hf_contrastive_caption.evaluation.retrieval.ranking import Ranks, Scores, chance_recall, rank_own_images
-from hf_contrastive_caption.evaluation.retrieval.retrievers import CaptionerRetriever, Retriever
+from hf_contrastive_caption.evaluation.retrieval.retrievers import BY_ITSELF, CaptionerRetriever, Retriever
 from hf_contrastive_caption.evaluation.retrieval.score_table import score_table
 from hf_contrastive_caption.fingerprints import json_digest
 
@@ -216,4 +216,8 @@ def check_retrieval(
         raise TypeError("Without a captioner, both captions and a retriever must be given.")
     judge = captioner if retriever is None else retriever
     assert judge is not None
-    return CaptionerRetriever(judge, max_memory_bytes) if isinstance(judge, Captioner) else judge
+    if isinstance(judge, Captioner):
+        judge = CaptionerRetriever(judge, max_memory_bytes)
+    if retriever is None:
+        judge.name = BY_ITSELF
+    return judge
