@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from studies.plan import STUDIES
-from studies.summary import Summary, seeds_of_study, shared_seeds, summaries
+from studies.summary import Summary, data_sets, seeds_of_study, shared_seeds, summaries
 
 PLOTTED = ("ablation", "ways", "replacement", "knobs", "hard", "trade-off")
 MARKERS = "oDsP^vX<>*hpd"
@@ -23,7 +23,7 @@ def draw_plots(results: Path, folder: Path) -> list[Path]:
         The files.
     """
     files = []
-    for data in sorted(path.name for path in results.glob("*") if path.is_dir()):
+    for data in data_sets(results):
         rows = summaries(results, data)
         for study in PLOTTED:
             names = dict.fromkeys(("reference", "control", *STUDIES[study]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hf_contrastive_caption.evaluation.measures import aligned_table
 from studies.plan import ROWS
-from studies.summary import LABELS, Summary, control_of, shared_seeds, summaries
+from studies.summary import LABELS, Summary, control_of, data_sets, shared_seeds, summaries
 
 COMPARED = ("recall_at_1", "judged_recall_at_1", "cider_d", "invented")
 
@@ -26,7 +26,8 @@ def shares(results: Path, seed: int | None = None, *, of: str) -> dict[str, str]
         ValueError: If the results of a data set cannot be compared with each other, or there is nothing to compare.
     """
     found: dict[str, str] = {}
-    for data, rows in _data_sets(results, seed):
+    for data in data_sets(results):
+        rows = summaries(results, data, seed=seed)
         control = control_of(ROWS[of], rows)
         if of not in rows or control is None:
             continue
@@ -57,7 +58,8 @@ def durations(results: Path, seed: int | None = None) -> dict[str, str]:
         ValueError: If the results of a data set cannot be compared with each other, or there is nothing to compare.
     """
     found: dict[str, str] = {}
-    for data, rows in _data_sets(results, seed):
+    for data in data_sets(results):
+        rows = summaries(results, data, seed=seed)
         trained = list(_trained_beside_a_control(rows))
         seeds = sorted({one for pair in trained for one in shared_seeds(pair)})
         lines = [["× control", *(f"seed {one}" for one in seeds)]]
@@ -69,14 +71,6 @@ def durations(results: Path, seed: int | None = None) -> dict[str, str]:
     if not found:
         raise ValueError(f"{results} has no row to compare with a control of the same seed")
     return found
-
-
-def _data_sets(results: Path, seed: int | None) -> Iterator[tuple[str, dict[str, Summary]]]:
-    for folder in sorted(path for path in results.glob("*") if path.is_dir()):
-        rows = summaries(results, folder.name)
-        if seed is not None:
-            rows = {name: row.among([seed]) for name, row in rows.items()}
-        yield folder.name, {name: row for name, row in rows.items() if row.seeds}
 
 
 def _trained_beside_a_control(rows: dict[str, Summary]) -> Iterator[tuple[Summary, Summary]]:

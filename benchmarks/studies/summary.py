@@ -129,8 +129,13 @@ def per_image(found: dict[str, Any], name: str) -> list[Any] | None:
     return found["per_image"].get(name)
 
 
-def summaries(results: Path, data: str, split: Split = "test") -> dict[str, Summary]:
-    """All rows of a data set that have a result, by name.
+def data_sets(results: Path) -> list[str]:
+    """The data sets that have a folder of results, by name."""
+    return sorted(path.name for path in results.glob("*") if path.is_dir())
+
+
+def summaries(results: Path, data: str, split: Split = "test", seed: int | None = None) -> dict[str, Summary]:
+    """All rows of a data set that have a result, or one of a seed, by name.
 
     Raises:
         ValueError: If rows of one seed began with different references, or were measured on different images; or if a
@@ -144,7 +149,8 @@ def summaries(results: Path, data: str, split: Split = "test") -> dict[str, Summ
             if file.stem == unit.key and unit.split == split:
                 found.setdefault(row.name, {})[unit.seed] = content
     _check_comparable(found)
-    return {name: Summary(ROWS[name], by_seed) for name, by_seed in found.items()}
+    rows = {name: Summary(ROWS[name], by_seed) for name, by_seed in found.items()}
+    return rows if seed is None else {name: row.among([seed]) for name, row in rows.items() if seed in row.seeds}
 
 
 def _check_comparable(found: dict[str, dict[int, dict[str, Any]]]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_contrastive_caption.evaluation.measures import aligned_table
 from studies.plan import OVERVIEW, ROWS, STUDIES
-from studies.summary import LABELS, Summary, control_of, seeds_of_study, shared_seeds, shown, summaries
+from studies.summary import LABELS, Summary, control_of, data_sets, seeds_of_study, shared_seeds, shown, summaries
 
 TWO_SIDES = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50", "cider_d", "invented", "distinct_share")
 AT_A_GLANCE = ("recall_at_1", "judged_recall_at_1", "cider_d", "invented")
@@ -29,13 +29,10 @@ def render(results: Path, seed: int | None = None, against: str | None = None) -
         ValueError: If the results of a data set cannot be compared with each other.
     """
     found: dict[str, str] = {}
-    for folder in sorted(path for path in results.glob("*") if path.is_dir()):
+    for data in data_sets(results):
         for split in ("test", "validation"):
-            rows = summaries(folder.parent, folder.name, split)
-            if seed is not None:
-                rows = {name: row.among([seed]) for name, row in rows.items() if seed in row.seeds}
-            for study, text in _studies(rows, against).items():
-                found[" ".join([folder.name, study, *([split] if split != "test" else [])])] = text
+            for study, text in _studies(summaries(results, data, split, seed), against).items():
+                found[" ".join([data, study, *([split] if split != "test" else [])])] = text
     return found
 
 

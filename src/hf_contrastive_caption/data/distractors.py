@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_contrastive_caption.data.by_image import captions_by_image
+from hf_contrastive_caption.data.by_image import captions_by_image, same_images
 from hf_contrastive_caption.data.negatives import ShuffledNegatives
 from hf_contrastive_caption.data.table import CaptionIndex
 
@@ -54,7 +54,7 @@ class _CaptionsOfOtherImages(ShuffledNegatives):
 
     def __init__(self, index: CaptionIndex, num_negatives: int, seed: int) -> None:
         super().__init__(index, num_negatives, seed)
-        _, self._image_of_row = np.unique(index.image_key, return_inverse=True)
+        self._image_of_row, _ = same_images(index.image_key)
         self._by_image = captions_by_image(index, self._image_of_row)
         self._check_every_caption_has_distractors()
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_contrastive_caption.data.images import open_image
 from hf_contrastive_caption.evaluation.measures import Measure, aligned_table, measures_rows
+from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.hub.content import MAX_EXAMPLES, CardContent
 from hf_contrastive_caption.hub.facts import Origin, TrainingFacts
 from hf_contrastive_caption.hub.markdown import Markdown, escape
@@ -107,8 +108,8 @@ def render_card(
     # What these return is not escaped again; "code" and "markdown" are for what the package itself has written.
     environment.filters |= {"python": _python, "arguments": _arguments, "table": _table}
     environment.filters |= {"code": Markdown, "markdown": Markdown}
-    content = _with_short_names(content)
-    numbers, about = _numbers(content)
+    reports = _named_shortly(content)
+    numbers, about = _numbers(*reports)
     data = facts.data if content.data_name is None else Origin(content.data_name, facts.data.repository)
     return environment.get_template("model_card.md.j2").render(
         name=name,
@@ -122,7 +123,7 @@ def render_card(
         numbers=numbers,
         about=about,
         compared=content.before is not None,
-        sides=_sides(facts, content),
+        sides=_sides(facts, *reports),
         examples=examples,
         curves=Markdown(f"{PICTURES}/{_CURVES}") if curves else None,
     )
@@ -191,22 +192,21 @@ def _ends(measure: Measure, name: str) -> dict[str, list[float]]:
     return {name: [float(measure.interval.low), float(measure.interval.high)]}
 
 
-def _with_short_names(content: CardContent) -> CardContent:
-    """The content with captioners that were called by their folders called by the last part of these."""
-    if content.after is None:
-        return content
-    after = replace(content.after, name=short_name(content.after.name))
-    if content.before is None:
-        return replace(content, after=after)
-    before = replace(content.before, name=short_name(content.before.name))
+def _named_shortly(content: CardContent) -> tuple[CaptionerReport | None, CaptionerReport | None]:
+    """The reports of before and after, captioners that were called by their folders called by their last part."""
+    before, after = (
+        None if report is None else replace(report, name=short_name(report.name))
+        for report in (content.before, content.after)
+    )
+    if content.before is None or content.after is None or before is None or after is None:
+        return before, after
     if before.name == after.name and content.before.name != content.after.name:
-        before, after = replace(before, name="reference"), replace(after, name="tuned")
-    return replace(content, before=before, after=after)
+        return replace(before, name="reference"), replace(after, name="tuned")
+    return before, after
 
 
-def _numbers(content: CardContent) -> tuple[list[Sequence[str]], str]:
+def _numbers(before: CaptionerReport | None, after: CaptionerReport | None) -> tuple[list[Sequence[str]], str]:
     """The table of what was measured, the heading first, and what it was measured on."""
-    after, before = content.after, content.before
     if after is None:
         return [], ""
     if before is None:
@@ -215,10 +215,10 @@ def _numbers(content: CardContent) -> tuple[list[Sequence[str]], str]:
     return comparison.rows(intervals=True), comparison.about()
 
 
-def _sides(facts: TrainingFacts, content: CardContent) -> tuple[str, str]:
+def _sides(facts: TrainingFacts, before: CaptionerReport | None, after: CaptionerReport | None) -> tuple[str, str]:
     """What the columns of captions are called: a reference that was replaced is not what was before."""
-    if facts.reference_replaced and content.before is not None and content.after is not None:
-        return content.before.name, content.after.name
+    if facts.reference_replaced and before is not None and after is not None:
+        return before.name, after.name
     return "before", "after"
 
 
