@@ -2,70 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import MISSING, dataclass, field, fields
-from numbers import Real
-from typing import Any, get_args
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
-from hf_contrastive_caption.evaluation.score import (
-    LOWER_IS_BETTER,
-    MEASURES,
-    needs_retrieval,
-    parse_score,
-    recall_number,
-)
-from hf_contrastive_caption.losses import LossTerms, LossType
+from hf_contrastive_caption.config_checks import check_arguments, greater_is_better
+from hf_contrastive_caption.evaluation.score import parse_score
 from hf_contrastive_caption.precision import gpu_computes_in_bfloat16
 
-_NO_LOGITS = "logits are never kept here; `evaluate()` reports the loss, the log-ratios and the ranking by itself"
-_NOISE = "it adds noise to the target's scores, and the log-ratio to the reference must be free of it"
-_GENERATION = "with eval_captions=N every evaluation generates captions for N images and measures them"
-_TOKENS = "a batch has no `input_ids` of its own; captions are ragged"
-_ORDER = "the order of an epoch is a keyed permutation, so that a resume and any number of processes see the same rows"
-
-REFUSED_OPTIONS: dict[str, str] = {
-    "auto_find_batch_size": "the batch size decides how an epoch is padded, and the paper's balance of positives and "
-    "negatives rests on it; lower per_device_train_batch_size and raise gradient_accumulation_steps instead",
-    "average_tokens_across_devices": "the loss is always normalised over all processes",
-    "batch_eval_metrics": _NO_LOGITS,
-    "bf16_full_eval": "it would cast the target and not the reference; bf16=True runs both under autocast",
-    "dataloader_drop_last": "every image counts once in an epoch, and the loss of a last, smaller step is divided by "
-    "what is in it",
-    "eval_accumulation_steps": "nothing is accumulated: " + _NO_LOGITS,
-    "eval_do_concat_batches": _NO_LOGITS,
-    "eval_use_gather_object": _NO_LOGITS,
-    "fp16_full_eval": "it would cast the target and not the reference; fp16=True runs both under autocast",
-    "include_for_metrics": _NO_LOGITS,
-    "include_num_input_tokens_seen": _TOKENS,
-    "label_names": "captions are not labels: they come as a CaptionBatch",
-    "label_smoothing_factor": "a smoothed loss is not a log-probability, so it has no log-ratio",
-    "length_column_name": "what is drawn anew in every epoch has no column of lengths; they are looked up where they "
-    "are needed",
-    "liger_kernel_config": "see use_liger_kernel",
-    "neftune_noise_alpha": _NOISE,
-    "parallelism_config": "tensor, context and sequence parallelism split captions over processes, and the scores are "
-    "summed on one; data parallelism (DDP) works",
-    "predict_with_generate": _GENERATION,
-    "prediction_loss_only": "evaluation never returns more than metrics",
-    "remove_unused_columns": "the image and caption columns are found by the data pipeline, which drops the others",
-    "sortish_sampler": _ORDER,
-    "torch_compile": "hooks that are set during a call are not seen by compiled code, and scoring relies on them",
-    "torch_compile_backend": "see torch_compile",
-    "torch_compile_mode": "see torch_compile",
-    "use_liger_kernel": "its fused loss replaces the model's forward; here the projection is fused with the "
-    "log-probabilities already",
-}
-"""Inherited options that cannot work here, and why. Each is refused when it is set to anything but its default."""
-
-_BETTER_WHEN_LOWER = ("negative_log_ratio", "negative_log_prob", "distractor_log_prob", "skipped_images", "runtime")
-"""Metrics of an evaluation, of captions excepted, that are better when they are lower; also of one of several sets."""
-
-_OFF: tuple[Any, ...] = (None, False, 0, "no", [])
-"""What means "do not" where not doing it is the default; a command line parser may give another of them."""
+T = TypeVar("T")
 
 
 @dataclass
@@ -215,15 +163,13 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         Raises:
             ValueError: For an argument that is out of its range or cannot work here.
         """
-        self._check_refused()
-        self._check_choices()
-        self._check_numbers()
-        self._check_objective()
-        self._check_negatives()
-        self._check_reference()
-        self._check_evaluation()
         if isinstance(self.caption_columns, str):
             self.caption_columns = [self.caption_columns]
+        self.captions_per_image = _number_in(self.captions_per_image)
+        self.reference_refresh = _number_in(self.reference_refresh)
+        check_arguments(self)
+        if self.greater_is_better is None:
+            self.greater_is_better = greater_is_better(self.metric_for_best_model or "")
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and gpu_computes_in_bfloat16()
         if self.ddp_find_unused_parameters is None and self.objective != "mle":
@@ -254,205 +200,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
         """The seed of order, captions, negatives and augmentation: ``data_seed``, or ``seed`` if there is none."""
         return self.seed if self.data_seed is None else self.data_seed
 
-    def _check_refused(self) -> None:
-        defaults = {f.name: f.default for f in fields(self)}
-        defaults |= {f.name: f.default_factory() for f in fields(self) if f.default_factory is not MISSING}
-        for name, reason in REFUSED_OPTIONS.items():
-            value = getattr(self, name)
-            off = any(value is nothing or value == nothing for nothing in _OFF)
-            if name in defaults and value != defaults[name] and not (off and defaults[name] in _OFF):
-                raise ValueError(f"{name}={getattr(self, name)!r} cannot be used for contrastive captioning: {reason}")
 
-    def _check_choices(self) -> None:
-        choices = {
-            "objective": ("contrastive", "introspective", "mle"),
-            "loss_type": get_args(LossType),
-            "loss_terms": get_args(LossTerms),
-            "negatives": ("shuffled", "nearest", "mixed"),
-            "hard_negative_schedule": ("constant", "linear"),
-            "hard_negative_source": ("images", "captions"),
-            "hard_negative_index": ("exact", "faiss"),
-            "on_bad_image": ("raise", "skip"),
-            "packing": ("auto", "packed", "repeated"),
-            "stream_sharding": ("auto", "shards", "replicate"),
-            "train_sampling_strategy": ("random", "sequential", "group_by_length"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}")
-
-    def _check_numbers(self) -> None:
-        per_image = self.captions_per_image
-        if isinstance(per_image, str) and per_image.isdecimal():
-            self.captions_per_image = int(per_image)
-        elif isinstance(per_image, str) and per_image != "all":
-            raise ValueError(f"captions_per_image is {per_image!r}, but must be a whole number or 'all'")
-        smallest = {
-            "eval_captions": 0,
-            "eval_retrieval_pool": 0,
-            "num_negatives": 1,
-            "hard_negative_pool": 1,
-            "captions_per_image": 1,
-            "reservoir_size": 2,
-            "max_caption_tokens": 2,
-            "max_logits_bytes": 1,
-        }
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if value is None or (name == "captions_per_image" and value == "all"):
-                continue
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, but is {value!r}")
-        of_negatives = ("hard_negative_share", "hard_negative_threshold")
-        for name in ("noise_ratio", "beta", "mle_weight", *of_negatives, "reference_mixup"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise ValueError(f"{name} must be a number, but is {value!r}")
-        for name in ("noise_ratio", "beta"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"{name} must be above 0 and finite, but is {getattr(self, name)}; the paper uses 1.0"
-                )
-
-    def _check_objective(self) -> None:
-        """Settings of the loss that mean something for another objective or loss only."""
-        if not 0 <= self.mle_weight < float("inf"):
-            raise ValueError(f"mle_weight must be at least 0 and finite, but is {self.mle_weight}; 0 leaves it out")
-        if self.objective == "mle" and self.mle_weight:
-            raise ValueError(
-                f"mle_weight={self.mle_weight} adds the likelihood of the positives to another loss, and "
-                "objective='mle' is that likelihood already; leave it out"
-            )
-        if self.objective != "contrastive" and self.loss_type != "contrastive":
-            raise ValueError(
-                f"loss_type={self.loss_type!r} is a loss of log-ratios to a reference, which "
-                f"objective={self.objective!r} has not; leave it out, or use objective='contrastive'"
-            )
-        # Maximum likelihood takes them without a use for them: a control is the run beside it with another objective.
-        other = self.loss_type if self.objective == "contrastive" else self.objective
-        for name, unset in {"noise_ratio": 1.0, "loss_terms": "both"}.items():
-            if other not in ("contrastive", "mle") and getattr(self, name) != unset:
-                option = "loss_type" if self.objective == "contrastive" else "objective"
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} belongs to loss_type='contrastive' and means nothing with "
-                    f"{option}={other!r}; leave it out"
-                )
-
-    def _check_negatives(self) -> None:
-        """Options of hard negatives, which have no meaning without them."""
-        if not 0 < self.hard_negative_share <= 1:
-            raise ValueError(f"hard_negative_share must be above 0 and at most 1, but is {self.hard_negative_share}")
-        if not 0 <= self.hard_negative_threshold <= 10:
-            raise ValueError(
-                f"hard_negative_threshold is {self.hard_negative_threshold}, but CIDEr-D is between 0 and 10"
-            )
-        for option in fields(self):
-            needed = ("mixed",) if option.name == "hard_negative_share" else ("nearest", "mixed")
-            if not option.name.startswith("hard_negative_") or getattr(self, option.name) == option.default:
-                continue
-            if self.negatives not in needed:
-                raise ValueError(
-                    f"{option.name}={getattr(self, option.name)!r} has no meaning with negatives={self.negatives!r}; "
-                    f"set negatives to {' or '.join(map(repr, needed))}, or leave it out"
-                )
-        words = self.hard_negative_source == "captions" and self.hard_negative_encoder is None
-        if words and self.hard_negative_index == "faiss":
-            raise ValueError(
-                "hard_negative_index='faiss' is for vectors of encoders, and hard_negative_source='captions' compares "
-                "words; leave the index out, or name a dual encoder as hard_negative_encoder"
-            )
-        if self.negatives != "shuffled" and self.objective != "contrastive":
-            raise ValueError(
-                f"objective={self.objective!r} has no negatives, so negatives={self.negatives!r} means nothing; leave "
-                "it out, or use objective='contrastive'"
-            )
-
-    def _check_reference(self) -> None:
-        """Ways to hold a reference that exclude each other."""
-        refresh = self.reference_refresh
-        if isinstance(refresh, str) and refresh.isdecimal():
-            self.reference_refresh = refresh = int(refresh)
-        if refresh is not None and refresh != "epoch" and (type(refresh) is not int or refresh < 1):
-            raise ValueError(
-                f"reference_refresh is {refresh!r}, but must be 'epoch', a number of steps of at least 1, or None"
-            )
-        if not 0 < self.reference_mixup <= 1:
-            raise ValueError(f"reference_mixup must be above 0 and at most 1, but is {self.reference_mixup}")
-        if refresh is None and self.reference_mixup != 1:
-            raise ValueError(
-                f"reference_mixup={self.reference_mixup} says how far a replacement of the reference goes, but there "
-                "is none; set reference_refresh to 'epoch' or a number of steps"
-            )
-        if refresh is not None and self.precompute_reference:
-            raise ValueError(
-                "reference_refresh and precompute_reference exclude each other: a reference that follows the target "
-                "has no scores before the training. Leave one of them out"
-            )
-        if self.cache_vision_states and not self.freeze_vision_encoder:
-            raise ValueError(
-                "cache_vision_states=True keeps the states of the vision encoder, which change as long as it trains; "
-                "set freeze_vision_encoder=True as well"
-            )
-        ahead = self.precompute_reference or self.cache_vision_states or self.negatives != "shuffled"
-        if self.precomputed_dir is not None and not ahead:
-            raise ValueError(
-                f"precomputed_dir={self.precomputed_dir!r} is where scores, image states and neighbours are kept, but "
-                "neither precompute_reference nor cache_vision_states is set, and negatives are shuffled"
-            )
-        for name in ("precompute_reference", "reference_refresh"):
-            if self.objective != "contrastive" and getattr(self, name):
-                raise ValueError(
-                    f"objective={self.objective!r} has no reference, so {name} has no meaning; leave it out"
-                )
-
-    def _check_evaluation(self) -> None:
-        """Captions must be generated for what is measured of them."""
-        if self.eval_retrieval_pool is not None and self.eval_retrieval_pool > self.eval_captions:
-            raise ValueError(
-                f"eval_retrieval_pool={self.eval_retrieval_pool} images, but only eval_captions={self.eval_captions} "
-                "are captioned; raise eval_captions, or leave eval_retrieval_pool out to use all of them"
-            )
-        if not self.eval_captions and (self.generation_num_beams or self.generation_max_length):
-            raise ValueError(
-                "generation_num_beams and generation_max_length say how captions are generated at an evaluation, but "
-                "eval_captions is 0; set eval_captions=500, say, or leave them out"
-            )
-        if self.eval_captions == 1:
-            raise ValueError("eval_captions=1: one image is always found; caption at least 2, better 500")
-        self._check_best_metric()
-        for name in self.score_weights:
-            self._check_measure("eval_score", name)
-
-    def _check_best_metric(self) -> None:
-        given = (self.metric_for_best_model or "").removeprefix("eval_")
-        if re.search(r"[+*@]| - ", given):
-            raise ValueError(
-                f"metric_for_best_model is {self.metric_for_best_model!r}; give the sum as eval_score={given!r} and "
-                "set metric_for_best_model='score' (recall is called recall_at_1)"
-            )
-        best = _measure_of(given)
-        if best == "score":
-            if self.eval_score is None:
-                raise ValueError("metric_for_best_model='score' needs eval_score, such as 'cider_d + 2 * recall_at_1'")
-        elif best is not None:
-            self._check_measure("metric_for_best_model", best)
-            if self.greater_is_better is None:
-                self.greater_is_better = best not in LOWER_IS_BETTER
-        elif given.endswith(_BETTER_WHEN_LOWER) and self.greater_is_better is None:
-            self.greater_is_better = False  # Trainer's default for all but losses is True
-
-    def _check_measure(self, option: str, name: str) -> None:
-        if not self.eval_captions:
-            raise ValueError(f"{option} takes {name}, which needs eval_captions, such as eval_captions=500")
-        pool = self.eval_captions if self.eval_retrieval_pool is None else self.eval_retrieval_pool
-        if needs_retrieval(name) and pool <= (recall_number(name) or 1):
-            raise ValueError(
-                f"{option} takes {name}, but eval_retrieval_pool={pool}: it must be above the number of images that "
-                "count as found"
-            )
-
-
-def _measure_of(metric: str) -> str | None:
-    """The measure of captions that a metric is, also of one of several data sets: ``birds_median_rank``."""
-    found = re.search(rf"(?:^|_)({'|'.join(MEASURES)}|recall_at_[1-9]\d*|score)$", metric)
-    return found[1] if found else None
+def _number_in(value: T) -> T | int:
+    """A number that a command line gave as a word."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value

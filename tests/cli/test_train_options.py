@@ -10,7 +10,8 @@ import pytest
 from hf_contrastive_caption.cli.errors import WrongUseError
 from hf_contrastive_caption.cli.train_command import option_names
 from hf_contrastive_caption.cli.train_options import OWN_GROUPS, TrainParser, own_names
-from hf_contrastive_caption.config import REFUSED_OPTIONS, ContrastiveCaptionConfig
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.config_checks import REFUSED_OPTIONS
 
 FIELDS = {entry.name: entry for entry in dataclasses.fields(ContrastiveCaptionConfig)}
 NEWER = {"activation_checkpointing"}

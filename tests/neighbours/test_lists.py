@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from hf_contrastive_caption.captioners import captioner_for
 from hf_contrastive_caption.data import ContrastiveCaptionDataset
+from hf_contrastive_caption.data.identity import text_key
 from hf_contrastive_caption.data.scenes import scenes
-from hf_contrastive_caption.data.table import text_key
 from hf_contrastive_caption.evaluation.metrics.cider import cider_d
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize

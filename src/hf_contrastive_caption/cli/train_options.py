@@ -14,7 +14,8 @@ from typing import Any, NoReturn, get_type_hints
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from hf_contrastive_caption.cli.errors import WrongUseError
-from hf_contrastive_caption.config import REFUSED_OPTIONS, ContrastiveCaptionConfig
+from hf_contrastive_caption.config import ContrastiveCaptionConfig
+from hf_contrastive_caption.config_checks import REFUSED_OPTIONS
 
 PROGRAM = "contrastive-caption train"
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_contrastive_caption.data.examples import Augmentation, CaptionExample, ImageRules, OnBadImage, check_options
+from hf_contrastive_caption.data.identity import bytes_key, image_id_key, text_key
 from hf_contrastive_caption.data.keyed import derive_key, mix
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH
 from hf_contrastive_caption.data.reservoir import CaptionReservoir, StreamRow
@@ -27,7 +28,6 @@ from hf_contrastive_caption.data.schema import (
     features_of_examples,
     find_columns,
 )
-from hf_contrastive_caption.data.table import bytes_key, image_id_key, text_key
 from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,10 @@ from typing import Any
 import datasets
 import numpy as np
 
+from hf_contrastive_caption.data.identity import bytes_key, image_id_key
 from hf_contrastive_caption.data.images import BadImageError, image_hash
 from hf_contrastive_caption.data.schema import check_split, find_columns, references_of
-from hf_contrastive_caption.data.table import bytes_key, image_id_key, undecoded
+from hf_contrastive_caption.data.table import undecoded
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import prepare_references
 from hf_contrastive_caption.evaluation.metrics.diversity import similar_images
 from hf_contrastive_caption.evaluation.metrics.ngrams import Integers

@@ -19,8 +19,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 from hf_contrastive_caption.captioners import Captioner
+from hf_contrastive_caption.data.identity import text_key
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH, ShuffledNegatives
-from hf_contrastive_caption.data.table import CaptionIndex, text_key
+from hf_contrastive_caption.data.table import CaptionIndex
 from hf_contrastive_caption.evaluation.bootstrap import Floats
 from hf_contrastive_caption.evaluation.evaluator import as_captioner, evaluate_captioner, prompt_of
 from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluation_images
