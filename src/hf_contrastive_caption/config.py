@@ -9,7 +9,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from hf_contrastive_caption.captioners.vocabulary import DEFAULT_MAX_LOGITS_BYTES
-from hf_contrastive_caption.config_checks import check_arguments, greater_is_better
+from hf_contrastive_caption.config_checks import check_config, greater_is_better
 from hf_contrastive_caption.evaluation.score import parse_score
 from hf_contrastive_caption.precision import gpu_computes_in_bfloat16
 
@@ -167,7 +167,7 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
             self.caption_columns = [self.caption_columns]
         self.captions_per_image = _number_in(self.captions_per_image)
         self.reference_refresh = _number_in(self.reference_refresh)
-        check_arguments(self)
+        check_config(self)
         if self.greater_is_better is None:
             self.greater_is_better = greater_is_better(self.metric_for_best_model or "")
         if self.bf16 is None:

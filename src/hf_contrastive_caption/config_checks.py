@@ -60,7 +60,7 @@ _OFF: tuple[Any, ...] = (None, False, 0, "no", [])
 """What means "do not" where not doing it is the default; a command line parser may give another of them."""
 
 
-def check_arguments(args: ContrastiveCaptionConfig) -> None:
+def check_config(args: ContrastiveCaptionConfig) -> None:
     """Check all arguments before anything is loaded.
 
     Raises:
