@@ -208,9 +208,22 @@ def test_columns_of_a_stream_without_features(processor):
     assert all_texts(found, processor) == all_texts(named, processor)
     assert len(list(named)) == 6
 
+    mistyped = ContrastiveCaptionStream(
+        without_features(), [processor], 1, image_column="picture", caption_columns="sayed"
+    )
+    with pytest.raises(ValueError, match="There is no column 'sayed'; the columns are 'picture', 'said', 'score'"):
+        next(iter(mistyped))
+
     empty = datasets.IterableDataset.from_generator(lambda: iter(()))
     with pytest.raises(ValueError, match="The stream is empty"):
         ContrastiveCaptionStream(empty, [processor], 1)
+
+
+def test_an_error_of_the_users_own_map_stays_what_it_is(processor):
+    own = without_features().map(lambda row: {"said": row["nowhere"]})
+    stream = ContrastiveCaptionStream(own, [processor], 1, image_column="picture", caption_columns="said")
+    with pytest.raises(KeyError, match="nowhere"):
+        next(iter(stream))
 
 
 def test_a_stream_can_be_pickled(processor):

@@ -41,6 +41,11 @@ class CaptionColumns:
     captions: tuple[str, ...]
     image_id: str | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys(_named(self.image, self.captions, self.image_id)))
+
 
 def find_columns(
     features: Mapping[str, Any],
@@ -73,7 +78,7 @@ def find_columns(
         raise ValueError(splits_message(features))
     for name in _named(image_column, caption_columns, image_id_column):
         if name not in features:
-            raise ValueError(f"There is no column {name!r}; the columns are {_listed(features)}.")
+            raise ValueError(no_column_message(name, features))
     image = image_column if image_column is not None else _find_image(features)
     if caption_columns is None:
         captions = _find_captions(features, image, captions_required)
@@ -88,6 +93,11 @@ def find_columns(
             "which rows show the same image."
         )
     return CaptionColumns(image, captions, image_id)
+
+
+def no_column_message(name: str, columns: Iterable[str]) -> str:
+    """The error message for a column that is not there."""
+    return f"There is no column {name!r}; the columns are {_listed(columns)}."
 
 
 def captions_of(example: Mapping[str, Any], columns: CaptionColumns, row: int | None = None) -> list[str]:

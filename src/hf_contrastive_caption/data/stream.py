@@ -27,6 +27,7 @@ from hf_contrastive_caption.data.schema import (
     check_split,
     features_of_examples,
     find_columns,
+    no_column_message,
 )
 from hf_contrastive_caption.processing import CaptionProcessor
 
@@ -215,7 +216,7 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
         dataset = self._dataset.with_format(None)
         dataset.set_epoch(max(epoch, 0))
         examples, number, n_cut = iter(dataset), self.process_index * n_workers + place, 0
-        while chunk := list(islice(examples, _CHUNK)):
+        while chunk := self._next_chunk(examples):
             numbers = range(number, number + step * len(chunk), step)
             texts = [captions_of(example, self.columns, row) for example, row in zip(chunk, numbers, strict=True)]
             flat = [text for row_texts in texts for text in row_texts]
@@ -229,6 +230,17 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
             number += step * len(chunk)
         if n_cut:
             logger.info("%d captions of this pass over the stream were cut.", n_cut)
+
+    def _next_chunk(self, examples: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        try:
+            return list(islice(examples, _CHUNK))
+        except KeyError as error:
+            # A stream that does not know its features could not be asked for its columns when they were named.
+            there = next(iter(self.source))  # a KeyError of its own, of a map, is raised again
+            missing = [name for name in self.columns.names if name not in there]
+            if not missing:
+                raise
+            raise ValueError(no_column_message(missing[0], there)) from error
 
     def _image_key(self, example: Mapping[str, Any], row: int) -> int:
         if not self.num_negatives:
@@ -304,8 +316,7 @@ def _columns(
 
 
 def _undecoded(dataset: datasets.IterableDataset, columns: CaptionColumns) -> datasets.IterableDataset:
-    names = [columns.image, *columns.captions, *([columns.image_id] if columns.image_id is not None else [])]
-    selected = dataset.with_format(None).select_columns(list(dict.fromkeys(names)))
+    selected = dataset.with_format(None).select_columns(columns.names)
     if selected.features is not None and isinstance(selected.features[columns.image], datasets.Image):
         selected = selected.cast_column(columns.image, datasets.Image(decode=False))
     return selected
