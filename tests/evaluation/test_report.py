@@ -148,7 +148,12 @@ def test_a_comparison_says_how_both_sides_were_made(captioner, data, given):
     theirs = make(captioner, data, max_new_tokens=6, num_beams=1, name="model")
     about = ours.compare(theirs).about()
     assert "people: 12 images" in about and "model: 12 images" in about and "generated greedily" in about
-    assert ours.compare(ours).about() == ours.about()
+    chance = (
+        "A guess would reach: R@1 (%) 8.3, R@5 (%) 41.7, R@10 (%) 83.3, median rank 6.5, mean reciprocal rank 0.259."
+    )
+    assert ours.compare(ours).about() == f"{ours.about()} {chance}" and about.endswith(chance)
+    without = make(captioner, data, captions=given, k=())
+    assert without.compare(without).about() == without.about()
 
 
 def test_wrong_options_are_refused_before_anything_is_generated(captioner, data, monkeypatch, tmp_path):

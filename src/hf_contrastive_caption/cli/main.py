@@ -178,7 +178,7 @@ def launch(
 ) -> None:
     """Run a training script in several processes.
 
-    By accelerate launch; ends with the script's exit code.
+    By accelerate launch, whose exit code is 1 if the script fails.
     """
     from hf_contrastive_caption.cli import launch as command
 

@@ -207,9 +207,16 @@ class ReportComparison:
         return f"{aligned_table(self.rows())}\n\n{self.about()}"
 
     def about(self) -> str:
-        """What the numbers were measured on and how, of both sides where they differ."""
+        """What the numbers were measured on and how, of both sides where they differ, and what a guess would reach."""
         ours, theirs = self.ours.about(), self.theirs.about()
-        return ours if ours == theirs else f"{self.ours.name}: {ours} {self.theirs.name}: {theirs}"
+        told = ours if ours == theirs else f"{self.ours.name}: {ours} {self.theirs.name}: {theirs}"
+        measures = self.ours.measures
+        guess = [
+            f"{measures[name].heading} {measures[name].shown(value)}"
+            for name, value in self.ours.chance.items()
+            if name in measures
+        ]
+        return f"{told} A guess would reach: {', '.join(guess)}." if guess else told
 
     def rows(self, *, intervals: bool = False) -> list[Sequence[str]]:
         """Both captioners, the differences with intervals, and whether these leave zero out; the heading first.
