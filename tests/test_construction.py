@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 from datasets import Dataset, Image
 from peft import LoraConfig, PeftModel
-from transformers import HfArgumentParser
+from transformers import GenerationConfig, HfArgumentParser
 
 from hf_contrastive_caption import (
     Captioner,
@@ -120,6 +122,7 @@ def test_what_is_saved_last_into_a_folder_is_what_is_loaded(tmp_path: Path, adap
     [
         ("predict_with_generate", True, "eval_captions"),
         ("auto_find_batch_size", True, "gradient_accumulation_steps"),
+        ("generation_config", GenerationConfig(num_beams=1), "generation_num_beams and generation_max_length say"),
         ("neftune_noise_alpha", 5.0, "noise"),
         ("use_liger_kernel", True, "fused"),
         ("label_smoothing_factor", 0.1, "log-ratio"),
@@ -151,6 +154,20 @@ def test_options_that_cannot_work_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **{option: value})
+
+
+def test_a_copy_of_the_arguments_has_the_token_and_a_pickled_one_has_not(tmp_path: Path) -> None:
+    args = arguments(tmp_path, hub_token="secret", eval_captions=3)
+    for copied in (copy.copy(args), copy.deepcopy(args)):
+        assert copied == args and copied is not args and copied.hub_token == "secret"
+    assert copy.deepcopy(args).accelerator_config is not args.accelerator_config
+    assert pickle.loads(pickle.dumps(args)).hub_token is None
+
+
+def test_a_path_is_a_name(tmp_path: Path) -> None:
+    captioner_for(tiny.captioner_model(), tiny.processing()).save_pretrained(tmp_path)
+    run = trainer(tmp_path / "run", tmp_path, reference_model=tmp_path, processing_class=None)
+    assert run.reference is not None and run.reference.captioner.model is not run.captioner.model
 
 
 INTROSPECTIVE = {"objective": "introspective"}

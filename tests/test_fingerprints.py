@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from torch import nn
 
@@ -102,6 +104,19 @@ class TestModelDigest:
         assert len(set(digests)) == 3
         model.set_adapter("first")
         assert model_digest(model) == digests[0]
+
+    def test_of_an_adapter_that_was_saved_and_loaded(self, tmp_path: Path) -> None:
+        model = get_peft_model(tiny.captioner_model(), LoraConfig(target_modules=["c_attn"], init_lora_weights=False))
+        before = model_digest(model)
+        model.save_pretrained(tmp_path)
+        for is_trainable in (True, False):
+            loaded = PeftModel.from_pretrained(tiny.captioner_model(), str(tmp_path), is_trainable=is_trainable)
+            assert model_digest(loaded) == before
+            config: Any = loaded.peft_config["default"]
+            config.base_model_name_or_path, config.revision, config.peft_version = "/elsewhere/base", "abc", "99.0"
+            assert model_digest(loaded) == before
+        config.use_rslora = True
+        assert model_digest(loaded) != before
 
     def test_knows_the_scale_of_an_adapter_as_it_is_now(self) -> None:
         model = get_peft_model(tiny.captioner_model(), LoraConfig(target_modules=["c_attn"], init_lora_weights=False))

@@ -25,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from hf_contrastive_caption.adapter_files import arrange_adapter, restore_adapter
 from hf_contrastive_caption.checkpoint_folders import UNFINISHED, find_checkpoint, publish, rotate, steps_before, tidy
 from hf_contrastive_caption.loading import restore_weights
+from hf_contrastive_caption.precision import widest
 from hf_contrastive_caption.sharding import is_sharded
 from hf_contrastive_caption.statistics import RunningMeans
 
@@ -251,7 +252,7 @@ class AtomicCheckpoints(Trainer):
         rows = torch.tensor(state["sums"], dtype=torch.float64)  # (n_processes then, 2 + 2 * n_names)
         same = len(rows) == self.args.world_size
         own = rows[self.args.process_index] if same else rows.sum(0) / self.args.world_size
-        self._newly_skipped = own[1].clone()
+        self._newly_skipped = own[1].to(widest(self._tr_loss.device))
         self._train_means.load(state["names"], own[2:].reshape(-1, 2), self._tr_loss.device)
         # The log takes the mean of this over processes, and the end of the training the sum of what was logged.
         loss = own[0] if same else rows[:, 0].mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -189,6 +190,19 @@ class ContrastiveCaptionConfig(Seq2SeqTrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the token: ``Trainer`` pickles its arguments beside the model, and uploads the file."""
         return {**self.__dict__, "hub_token": None}
+
+    def __copy__(self) -> ContrastiveCaptionConfig:
+        """With the token, unlike what is pickled."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ContrastiveCaptionConfig:
+        """With the token, unlike what is pickled."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
 
     @property
     def score_weights(self) -> dict[str, float]:

@@ -31,6 +31,8 @@ REFUSED_OPTIONS: dict[str, str] = {
     "eval_do_concat_batches": _NO_LOGITS,
     "eval_use_gather_object": _NO_LOGITS,
     "fp16_full_eval": "it would cast the target and not the reference; fp16=True runs both under autocast",
+    "generation_config": "captions of evaluations are written as generation_num_beams and generation_max_length say; "
+    "evaluate(generation_config=...) takes one",
     "include_for_metrics": _NO_LOGITS,
     "include_num_input_tokens_seen": _TOKENS,
     "label_names": "captions are not labels: they come as a CaptionBatch",

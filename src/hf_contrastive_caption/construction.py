@@ -66,7 +66,7 @@ def check_arguments(
             "cuts the ragged captions of a batch in the wrong places. Start one process per GPU with `accelerate "
             "launch` or `torchrun`, or make one GPU visible with CUDA_VISIBLE_DEVICES=0"
         )
-    if reference_model is not None and reference_model is model and not isinstance(model, str):
+    if reference_model is not None and reference_model is model and not isinstance(model, (str, os.PathLike)):
         raise ValueError(
             "model and reference_model are the same object: the reference would be trained along and every log-ratio "
             "would stay 0. Leave reference_model out to get a frozen copy"
@@ -344,6 +344,7 @@ def make_evaluation_pool(
         seed=args.draw_seed,
         score=args.score_weights,
         on_bad_image=data.on_bad_image,
+        processor=captioner.processor,
     )
 
 

@@ -20,6 +20,9 @@ _ASIDE = ("_name_or_path", "architectures", "dtype", "transformers_version", "us
 """Entries of a config that say where a model came from, and a switch that Trainer sets and scoring does not use; the
 dtype is that of the weights, which are hashed."""
 
+_ASIDE_OF_ADAPTERS = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
+"""The same of an adapter's config; PEFT sets some of them when it saves or loads one."""
+
 
 def weights_digest(model: nn.Module) -> str:
     """A hash of all weights and buffers of a model by name, their values bit for bit."""
@@ -68,7 +71,10 @@ def base_digest(model: PeftModel) -> str:
 def adapter_settings(model: PeftModel) -> dict[str, Any]:
     """How the adapters of a PEFT model act, apart from their weights: configs, and which are in use where."""
     return {
-        **{name: config.to_dict() for name, config in model.peft_config.items()},
+        **{
+            name: {key: value for key, value in config.to_dict().items() if key not in _ASIDE_OF_ADAPTERS}
+            for name, config in model.peft_config.items()
+        },
         "in use": [
             [name, layer.active_adapters, layer.disable_adapters, layer.merged_adapters, _scaling(layer)]
             for name, layer in model.named_modules()

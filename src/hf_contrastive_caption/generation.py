@@ -27,7 +27,7 @@ from hf_contrastive_caption.data.images import (
     iterate_images,
     open_numbered,
 )
-from hf_contrastive_caption.processing import IMAGE_PROCESSOR_ERRORS, CaptionProcessor
+from hf_contrastive_caption.processing import IMAGE_PROCESSOR_ERRORS, CaptionProcessor, refused_images
 from hf_contrastive_caption.prompting import PromptProcessor
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ def _read(processor: CaptionProcessor, opened: list[_Opened], on_bad_image: str)
     try:
         return opened, processor.process_images([picture for *_, picture in opened]) if opened else {}
     except IMAGE_PROCESSOR_ERRORS:
-        refused = processor.refused_images([picture for *_, picture in opened])
+        refused = refused_images(processor.process_images, [picture for *_, picture in opened])
         if not refused:
             raise
     for place, why in refused.items():

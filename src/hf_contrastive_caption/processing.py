@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -24,6 +24,10 @@ IMAGE_PROCESSOR_ERRORS = (ValueError, ArithmeticError, RuntimeError)
 
 BLANK_SIZE = (224, 224)
 """Width and height in pixels of an image that every image processor takes."""
+
+
+ReadsImages = Callable[[Sequence[Image.Image]], dict[str, torch.Tensor]]
+"""Makes tensors of RGB images."""
 
 
 class TokenizedCaptions(NamedTuple):
@@ -115,26 +119,6 @@ class CaptionProcessor:
         features = self.image_processor(images=list(images), return_tensors="pt")
         return {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
 
-    def refused_images(self, images: Sequence[Image.Image]) -> dict[int, str]:
-        """Which images the image processor does not take, each tried alone, and what it says of them.
-
-        Some have limits that depend on the image, such as Qwen's of 200 times as wide as high.
-
-        Args:
-            images: RGB images, (n_images,).
-        """
-        if self._refusal(Image.new("RGB", BLANK_SIZE)) is not None:
-            return {}  # it takes no image at all, which is not for the images
-        refusals = {number: self._refusal(image) for number, image in enumerate(images)}
-        return {number: why for number, why in refusals.items() if why is not None}
-
-    def _refusal(self, image: Image.Image) -> str | None:
-        try:
-            self.process_images([image])
-        except IMAGE_PROCESSOR_ERRORS as error:
-            return f"the image processor takes no image of {image.width} × {image.height} pixels: {error}"
-        return None
-
     def decode(
         self,
         sequences: torch.Tensor | Sequence[torch.Tensor] | Sequence[Sequence[int]],
@@ -184,6 +168,53 @@ class CaptionProcessor:
         """Save tokenizer **and** image processor; ``AutoTokenizer`` and ``AutoImageProcessor`` load them again."""
         self.tokenizer.save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory, **kwargs)
+
+
+def read_images(
+    readers: Sequence[ReadsImages], images: Sequence[Image.Image]
+) -> tuple[list[dict[str, torch.Tensor]], dict[int, str]]:
+    """What image processors make of images, or of white ones in the place of those that one of them does not take.
+
+    Args:
+        readers: Make tensors of images, such as :meth:`CaptionProcessor.process_images`.
+        images: RGB images, (n_images,).
+
+    Returns:
+        The tensors of each reader; the numbers of the images that were not taken, with the reasons.
+    """
+    try:
+        return [read(images) for read in readers], {}
+    except IMAGE_PROCESSOR_ERRORS:
+        refused = {number: why for read in readers for number, why in refused_images(read, images).items()}
+        if not refused:
+            raise
+    white = Image.new("RGB", BLANK_SIZE, "white")
+    taken = [white if number in refused else image for number, image in enumerate(images)]
+    return [read(taken) for read in readers], refused
+
+
+def refused_images(read: ReadsImages, images: Sequence[Image.Image]) -> dict[int, str]:
+    """Which images an image processor does not take, each tried alone, and what it says of them.
+
+    Some have limits that depend on the image, such as Qwen's of 200 times as wide as high.
+
+    Args:
+        read: Makes tensors of images.
+        images: RGB images, (n_images,).
+    """
+    refusals = {number: _refusal(read, image) for number, image in enumerate(images)}
+    refused = {number: why for number, why in refusals.items() if why is not None}
+    if refused and _refusal(read, Image.new("RGB", BLANK_SIZE)) is not None:
+        return {}  # it takes no image at all, which is not for the images
+    return refused
+
+
+def _refusal(read: ReadsImages, image: Image.Image) -> str | None:
+    try:
+        read([image])
+    except IMAGE_PROCESSOR_ERRORS as error:
+        return f"the image processor takes no image of {image.width} × {image.height} pixels: {error}"
+    return None
 
 
 def _up_to(ids: list[int], stops: Collection[int]) -> list[int]:

@@ -24,6 +24,7 @@ from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluatio
 from hf_contrastive_caption.evaluation.in_training import EvaluationPool, warn_of_collapse
 from hf_contrastive_caption.metric_names import SKIPPED, check_best_metric, metric_names
 from hf_contrastive_caption.objectives import Objective
+from hf_contrastive_caption.processing import ReadsImages
 from hf_contrastive_caption.reference import Reference
 from hf_contrastive_caption.report.comparison import SHOWN, CaptionerComparison, compare_in_place
 from hf_contrastive_caption.sharding import is_sharded
@@ -33,7 +34,7 @@ from hf_contrastive_caption.trackers import SHOWN_IMAGES, log_caption_table
 logger = logging.getLogger(__name__)
 
 KEPT_POOLS = 8
-"""Data sets of evaluations whose images to caption are remembered."""
+"""Data sets whose images to caption are remembered, if the trainer does not have more to evaluate on."""
 
 
 class Reporting(Seq2SeqTrainer):
@@ -97,7 +98,8 @@ class Reporting(Seq2SeqTrainer):
         logged = [entry["skipped_images"] for entry in self.state.log_history if "skipped_images" in entry]
         self._skipped_images = before = self._skipped_images or (int(logged[-1]) if logged else 0)  # after a resume
         newly = torch.as_tensor(self._newly_skipped, device=self.args.device)
-        self._skipped_images += int(self.accelerator.reduce(newly, reduction="sum"))
+        # In fractions where a resume has other processes than there were.
+        self._skipped_images += round(float(self.accelerator.reduce(newly, reduction="sum")))
         self._newly_skipped = torch.zeros((), dtype=torch.long)
         if self._skipped_images and not before:  # once
             logger.warning("images that do not open are skipped; skipped_images in the log counts them")
@@ -152,7 +154,8 @@ class Reporting(Seq2SeqTrainer):
         means = self._eval_means.pop(self.accelerator)
         if "loss" not in means:
             raise ValueError("nothing was evaluated: the data set has no rows, or none of its images opens")
-        if _skips(dataloader.dataset):
+        data: Any = dataloader.dataset
+        if _skips(getattr(data, "dataset", data)):  # Accelerate wraps a stream that several processes read
             skipped = self._eval_skipped.to(self.args.device)
             means[SKIPPED] = int(self.accelerator.reduce(skipped, reduction="sum"))
         means |= self._caption_metrics(dataloader, metric_key_prefix)
@@ -164,7 +167,7 @@ class Reporting(Seq2SeqTrainer):
         key = (id(data.source), data.columns)
         if key not in self._pools:
             self._pools[key] = make_evaluation_pool(data, self.captioner, self.args)  # it holds the data set
-            while len(self._pools) > KEPT_POOLS:
+            while len(self._pools) > max(KEPT_POOLS, len(self._evaluation_sets())):
                 del self._pools[next(iter(self._pools))]
         return self._pools[key]
 
@@ -290,7 +293,7 @@ class Reporting(Seq2SeqTrainer):
         if dataset is not None:
             args = self.args
             asked = (args.image_column, args.caption_columns, args.image_id_column)
-            return _opening(dataset, asked, args.on_bad_image)
+            return self._opening(dataset, asked, args.on_bad_image)
         data = self._evaluation_sets()
         if len(data) != 1 or not isinstance(data[0], ContrastiveCaptionDataset):
             raise ValueError(
@@ -298,7 +301,20 @@ class Reporting(Seq2SeqTrainer):
                 "length; pass dataset="
             )
         columns = (data[0].columns.image, data[0].columns.captions, data[0].columns.image_id)
-        return _opening(data[0].source, columns, data[0].on_bad_image)
+        return self._opening(data[0].source, columns, data[0].on_bad_image)
+
+    def _opening(
+        self, dataset: datasets.Dataset, columns: tuple[Any, Any, Any], on_bad_image: str
+    ) -> EvaluationImages:
+        images = evaluation_images(dataset, *columns, on_bad_image=on_bad_image)
+        return images.that_open(*self.readers()) if on_bad_image == "skip" else images
+
+    def readers(self) -> list[ReadsImages]:
+        """What makes tensors of images: the target's processor, and that of a reference in memory."""
+        read: list[ReadsImages] = [self.captioner.processor.process_images]
+        if self.reference is not None and self.reference.in_memory:
+            read.append(self.reference.processor.process_images)
+        return read
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not available: there are no logits to return.
@@ -315,8 +331,3 @@ class Reporting(Seq2SeqTrainer):
 def _skips(data: Any) -> bool:
     """Whether images of a data set that do not open are skipped; its own word counts, where the user made it."""
     return isinstance(data, (ContrastiveCaptionDataset, ContrastiveCaptionStream)) and data.on_bad_image == "skip"
-
-
-def _opening(dataset: datasets.Dataset, columns: tuple[Any, Any, Any], on_bad_image: str) -> EvaluationImages:
-    images = evaluation_images(dataset, *columns, on_bad_image=on_bad_image)
-    return images.that_open() if on_bad_image == "skip" else images

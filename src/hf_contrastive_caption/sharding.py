@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Shard
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,6 +54,14 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
             for name, value in model.state_dict(keep_vars=True).items()
             if isinstance(value, Tensor)
         }
+
+
+def shards_later(args: TrainingArguments) -> bool:
+    """Whether Accelerate's FSDP will shard the target when the training begins, and no module of it can be held twice.
+
+    The trainer's accelerator, which knows it for sure, is made after the reference.
+    """
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def whole_copy(model: Model) -> Model:

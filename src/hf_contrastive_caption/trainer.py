@@ -42,7 +42,7 @@ from hf_contrastive_caption.data.sampler import EpochSampler
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever
 from hf_contrastive_caption.hub.publishing import HubPublishing
 from hf_contrastive_caption.neighbours import make_neighbours
-from hf_contrastive_caption.objectives import ContrastiveObjective, Objective, ObjectiveOutput
+from hf_contrastive_caption.objectives import LOG_RATIO_LOSS, ContrastiveObjective, Objective, ObjectiveOutput
 from hf_contrastive_caption.precision import without_autocast
 from hf_contrastive_caption.precomputed import ComputedAhead, training_epochs
 from hf_contrastive_caption.reference import Reference
@@ -54,7 +54,7 @@ from hf_contrastive_caption.sharding import adapt_fsdp_plugin
 
 logger = logging.getLogger(__name__)
 
-_BY_LOG_RATIOS = ("loss", "margin", "ranked_first", "positive_log_ratio", "negative_log_ratio")
+_BY_LOG_RATIOS = {"loss", LOG_RATIO_LOSS, "margin", "ranked_first", "positive_log_ratio", "negative_log_ratio"}
 """Metrics of an evaluation that depend on the reference."""
 
 
@@ -216,7 +216,9 @@ class ContrastiveCaptionTrainer(HubPublishing, Reporting):
         reference = self.reference
         reference.check_refresh(self.captioner)
         metric = (self.args.metric_for_best_model or "").removeprefix("eval_")
-        if self.args.load_best_model_at_end and metric in _BY_LOG_RATIOS:
+        sets: Any = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        chosen_by = {metric, *(metric.removeprefix(f"{name}_") for name in sets)}
+        if self.args.load_best_model_at_end and chosen_by & _BY_LOG_RATIOS:
             logger.warning(
                 "metric_for_best_model=%r is measured against the reference, and begins again with each replacement "
                 "(reference_refresh), so the best of it is that of no one reference; take score (eval_score), "

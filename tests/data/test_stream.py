@@ -300,6 +300,14 @@ def test_cut_captions_are_reported_once(processor, caplog):
     assert len(messages) == 2
     assert "longer than max_caption_tokens=4 are cut" in messages[0]
     assert messages[1] == "200 captions of this pass over the stream were cut."
+    caplog.clear()
+    two = [make_processor(max_caption_tokens=3), make_processor(max_caption_tokens=4)]
+    with caplog.at_level(logging.INFO, "hf_contrastive_caption"):
+        list(ContrastiveCaptionStream(make_stream(200), two, 1))
+    texts = [text for captions in make_dataset(200, 2)["captions"] for text in captions]
+    n_cut = sum(len(text.split()) + 1 > 3 for text in texts)
+    assert "max_caption_tokens=3 are cut" in caplog.text and f"{n_cut} captions of this pass" in caplog.text
+    assert 200 < n_cut < 400 + 200  # those that both cut count once
 
 
 def test_bad_rows_are_named(processor):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 
 from hf_contrastive_caption import ContrastiveCaptionConfig
 from hf_contrastive_caption.data import ContrastiveCaptionDataset
@@ -247,6 +249,33 @@ def test_images_that_do_not_open_are_no_neighbours(tmp_path: Path) -> None:
     assert all(caption // 5 != 3 for captions in lists for caption in captions)
     with pytest.raises(ValueError, match="Row 3"):
         trainer(tmp_path, data=data, options=options(tmp_path / "strict", negatives="nearest")).train()
+
+
+def test_an_image_that_the_encoder_does_not_take_is_no_neighbour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = DualEncoderRetriever(dual.model("clip"), dual.processor("clip"))
+    kind = type(encoder.image_processor)
+    plain = kind.preprocess
+
+    def picky(self: Any, images: Any, **options: Any) -> Any:
+        if any(image.width > 200 * image.height for image in images):
+            raise ValueError("too wide")
+        return plain(self, images, **options)
+
+    monkeypatch.setattr(kind, "preprocess", picky)
+    columns = tiny.caption_dataset(6).to_dict()
+    pictures = tiny.images(6)
+    pictures[3] = Image.new("RGB", (900, 4))
+    data = Dataset.from_dict({**columns, "image": pictures}).cast_column("image", ImageFeature())
+    given = options(tmp_path, negatives="nearest", hard_negative_threshold=10)
+    run = trainer(tmp_path, data=data, options={**given, "on_bad_image": "skip"}, hard_negative_encoder=encoder)
+    run.train()
+    assert [set(captions) == {-1} for captions in lists_of(run)] == [number == 3 for number in range(6)]
+    strict = trainer(tmp_path / "strict", data=data, options=options(tmp_path / "strict", negatives="nearest"),
+                     hard_negative_encoder=encoder)  # fmt: skip
+    with pytest.raises(ValueError, match="Row 3: the image processor takes no image of 900 × 4 pixels: too wide"):
+        strict.train()
 
 
 def test_augmentation_changes_no_list(tmp_path: Path) -> None:

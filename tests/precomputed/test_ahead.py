@@ -16,8 +16,9 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import Image
+from transformers import TrainerCallback
 
-from hf_contrastive_caption.data import ContrastiveCaptionDataset
+from hf_contrastive_caption.data import BadImageError, ContrastiveCaptionDataset, examples
 from hf_contrastive_caption.precomputed import training_epochs
 from hf_contrastive_caption.precomputed.shards import ABOUT, ShardStore, fill_shards
 from hf_contrastive_caption.reference import FrozenReference
@@ -53,7 +54,9 @@ def test_scores_are_those_of_the_naive_loop(tmp_path: Path) -> None:
     encode = tiny.tokenizer()
     for epoch in (0, 1):
         captions, _ = drawn.draw(np.arange(10), epoch)  # (20, 1 + K)
-        found = torch.cat(list(drawn.reference_scores.read(range(10), epoch))).view(captions.shape)
+        read = drawn.reference_scores.read(range(10), epoch)
+        assert all(scores.opened for scores in read)
+        found = torch.cat([scores.log_probs for scores in read]).view(captions.shape)
         for row in (0, 7):
             images = run.captioner.processor.process_images([data[row]["image"]])
             for place in (2 * row, 2 * row + 1):
@@ -215,6 +218,35 @@ def test_images_that_do_not_open_are_skipped_from_disk_too(tmp_path: Path) -> No
     assert logged(run, "loss") == pytest.approx(logged(expected, "loss"), abs=1e-5)
     strict = trainer(tmp_path, data=data, options=options(tmp_path, **STATES))
     with pytest.raises(Exception, match="Row 3: the image did not open when the states"):
+        strict.train()
+
+
+def test_scores_of_an_image_that_did_not_open_when_they_were_made_train_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiny.caption_dataset(8)
+    closed = data.cast_column("image", ImageFeature(decode=False))[3]["image"]["bytes"]
+    opening = examples.open_image
+    at_first = {"closed": True}
+
+    def sometimes(value: Any) -> Image.Image:
+        if at_first["closed"] and value["bytes"] == closed:
+            raise BadImageError("timed out")
+        return opening(value)
+
+    class Opens(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            at_first["closed"] = False
+
+    expected = trainer(tmp_path / "pixels", data=broken(data, 3), options={"on_bad_image": "skip"})
+    expected.train()
+    monkeypatch.setattr(examples, "open_image", sometimes)
+    run = trainer(tmp_path, data=data, options=options(tmp_path, **AHEAD, on_bad_image="skip"), callbacks=[Opens()])
+    run.train()
+    assert at_first == {"closed": False} and logged(run, "skipped_images")[-1] == 1
+    assert logged(run, "loss") == pytest.approx(logged(expected, "loss"), abs=1e-5)
+    strict = trainer(tmp_path, data=data, options=options(tmp_path, **AHEAD))
+    with pytest.raises(BadImageError, match="Row 3: the image did not open when the reference scored its captions"):
         strict.train()
 
 

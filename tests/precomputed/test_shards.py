@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,18 @@ def test_items_of_different_sizes_are_refused(tmp_path: Path) -> None:
             num_workers=0,
             progress=None,
         )
+
+
+def test_a_shard_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(b"the beginning")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("hf_contrastive_caption.precomputed.shards.save_file", full)
+    store = ShardStore(tmp_path / "store", "key", np.array([0, 2]))
+    with pytest.raises(OSError, match="no space"):
+        store.write(0, {"value": torch.zeros(2)})
+    assert list((tmp_path / "store").iterdir()) == [] and store.missing() == [0]
 
 
 def test_a_shard_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -282,6 +282,20 @@ def test_the_best_model_comes_back_with_its_reference(tmp_path: Path, caplog: py
         assert run.reference is not None and run.reference.version == (1 if best > 3 else 0)
 
 
+def test_a_best_model_by_log_ratios_of_one_of_several_sets_is_spoken_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {
+        "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "reference_refresh": 3,
+        "load_best_model_at_end": True,
+    }  # fmt: skip
+    sets = {"birds": tiny.caption_dataset(8, seed=1), "cats": tiny.caption_dataset(8, seed=2)}
+    for metric, warned in (("eval_birds_positive_log_prob", False), ("birds_loss", True), ("eval_cats_margin", True)):
+        caplog.clear()
+        trainer(tmp_path, options={**options, "metric_for_best_model": metric}, eval_dataset=sets)
+        assert ("is measured against the reference, and begins again" in caplog.text) == warned
+
+
 def test_a_reference_that_reads_images_otherwise_is_not_replaced(tmp_path: Path) -> None:
     words, images = tiny.processing()
     other = copy.deepcopy(images)

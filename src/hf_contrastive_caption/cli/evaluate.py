@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from hf_contrastive_caption.evaluation.measures import measures_rows
 from hf_contrastive_caption.evaluation.metrics.caption_metrics import expand_metrics
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.report import CaptionerReport, report_rows
-from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever, Retriever
+from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever
 from hf_contrastive_caption.loading import is_captioner, short_name
+from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners, stored_log
 from hf_contrastive_caption.writing import write_whole
 
@@ -35,8 +37,10 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
         captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=longest)
         asked = prompt_of(captioner)
         arguments["retriever"] = _retriever(options, asked)
+        readers = [captioner.processor]
         if options.reference is not None:  # what is wrong with it is said now, and not after hours
-            _load_reference(options.reference, options, asked, device="cpu")
+            readers.append(_load_reference(options.reference, options, asked, device="cpu").processor)
+        images = _readable(images, options, readers, arguments["retriever"])
         report = evaluate_captioner(captioner, images, name=name, **arguments)
         del captioner  # its memory is the reference's
         reference = None
@@ -71,6 +75,7 @@ def compare(options: CompareOptions, console: CommandConsole | None = None) -> C
         asked = prompt_of(target)
         reference = _load_reference(options.reference, options, asked)
         arguments["retriever"] = _retriever(options, asked)
+        images = _readable(images, options, [target.processor, reference.processor], arguments["retriever"])
         tuned, before = _short_names(options.target, options.reference)
         comparison = compare_captioners(
             reference,
@@ -81,8 +86,9 @@ def compare(options: CompareOptions, console: CommandConsole | None = None) -> C
             log_history=stored_log(options.target),
             **arguments,
         )
-    console.table(comparison.target.compare(comparison.reference).rows())
-    console.say(comparison.target.about(), style="dim")
+    differences = comparison.target.compare(comparison.reference)
+    console.table(differences.rows())
+    console.say(differences.about(), style="dim")
     console.say(f"The page is {comparison.save(options.out)}; open it in a browser.")
     return comparison
 
@@ -109,17 +115,28 @@ def _what_to_evaluate(options: MeasureOptions, console: CommandConsole) -> tuple
     names = (options.image_column, columns, options.image_id_column)
     everything = evaluation_images(dataset, *names, on_bad_image="skip" if options.skip_bad else "raise")
     images = everything if options.images is None else everything.sample(options.images, options.seed)
-    if options.skip_bad:
-        images = images.that_open()
     console.say(f"{len(images)} of {len(everything)} images of the split {split!r}", style="dim")
     return images, {"metrics": metrics, **_arguments(options, everything)}
 
 
-def _retriever(options: MeasureOptions, prompt: str | None) -> Captioner | Retriever | None:
+def _readable(
+    images: EvaluationImages,
+    options: MeasureOptions,
+    processors: Sequence[CaptionProcessor],
+    retriever: Captioner | DualEncoderRetriever | None,
+) -> EvaluationImages:
+    """The images that open and that all who read them take, if the others are to be left out; else all."""
+    readers = [processor.process_images for processor in processors]
+    if retriever is not None:
+        readers.append((retriever.processor if isinstance(retriever, Captioner) else retriever).process_images)
+    return images.that_open(*readers) if options.skip_bad else images
+
+
+def _retriever(options: MeasureOptions, prompt: str | None) -> Captioner | DualEncoderRetriever | None:
     return None if options.retriever is None else load_retriever(options.retriever, prompt)
 
 
-def load_retriever(name: str, prompt: str | None = None) -> Captioner | Retriever:
+def load_retriever(name: str, prompt: str | None = None) -> Captioner | DualEncoderRetriever:
     """A captioner or an image-text dual encoder by name, whichever it is.
 
     Args:

@@ -41,7 +41,7 @@ def compare_at_the_end(
     folder = Path(str(trainer.args.output_dir)) / "_report"  # what begins with _ is not published
     other = "what it was" if trainer.reference is None else "the reference"
     try:
-        images = _images(trainer.args, run, evaluation)
+        images = _images(trainer, run, evaluation)
         if len(images) < 2:
             return None
         with console.stage(f"Comparing with {other}", 1) as advance:
@@ -56,11 +56,12 @@ def compare_at_the_end(
     return folder / "index.html"
 
 
-def _images(args: ContrastiveCaptionConfig, run: RunOptions, evaluation: datasets.Dataset) -> EvaluationImages:
+def _images(trainer: ContrastiveCaptionTrainer, run: RunOptions, evaluation: datasets.Dataset) -> EvaluationImages:
+    args = trainer.args
     columns = (args.image_column, args.caption_columns, args.image_id_column)
     images = evaluation_images(evaluation, *columns, on_bad_image=args.on_bad_image)
     chosen = images.sample(run.report_images, args.draw_seed)
-    return chosen.that_open() if args.on_bad_image == "skip" else chosen
+    return chosen.that_open(*trainer.readers()) if args.on_bad_image == "skip" else chosen
 
 
 def _comparison(trainer: ContrastiveCaptionTrainer, run: RunOptions, images: EvaluationImages) -> CaptionerComparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hf_contrastive_caption.data.examples import CaptionExample, Tokens
-from hf_contrastive_caption.processing import BLANK_SIZE, IMAGE_PROCESSOR_ERRORS, CaptionProcessor
+from hf_contrastive_caption.processing import BLANK_SIZE, CaptionProcessor, read_images
 
 Batch = dict[str, Any]
 """What the collator makes: nested dicts of tensors."""
@@ -25,14 +25,14 @@ class CaptionCollator:
     The batch is a dictionary of tensors, in this order::
 
         images             what the target's image processor makes, usually pixel_values (n_images, channels, h, w)
-        captions           input_ids (n_tokens,), lengths (n_captions,), image_index (n_captions,), all int64
                            (or the states of the vision encoder in their place)
+        captions           input_ids (n_tokens,), lengths (n_captions,), image_index (n_captions,), all int64
         reference_images   } only with a second processor, the images only where
         reference_captions } its image processor is set differently
         reference_log_probs   scores of the reference that were computed ahead, (n_captions,)
         rows               rows of the data set, (n_images,) int64
         weights            (n_images,) float32: 1, or 0 for padding and skipped images
-        skipped            (n_images,) bool: the image did not open, and is white here
+        skipped            (n_images,) bool: the image did not open, and is white here or was where it was scored
 
     Images come first because ``transformers`` takes the first dimension of the first tensor for the batch size.
     Seen as (n_positives, 1 + K), the captions are each positive with its K negatives. With distractors they are each
@@ -66,7 +66,10 @@ class CaptionCollator:
         self._check(examples)
         shown = [*examples, *(one for example in examples for one in example.distractors)]
         images, closed = _stored_states(shown) if shown[0].vision_states is not None else self._open(shown)
-        skipped = _any_closed(examples, closed)
+        skipped = [
+            skip or not example.has_scores()
+            for skip, example in zip(_any_closed(examples, closed), examples, strict=True)
+        ]
         weights = [0.0 if skip else example.weight for example, skip in zip(examples, skipped, strict=True)]
         batch: Batch = {
             "images": images[0],
@@ -76,7 +79,7 @@ class CaptionCollator:
             if self._reference_images:
                 batch["reference_images"] = images[1]
             batch["reference_captions"] = self._captions(examples, 1)
-        scores = [example.reference_scores for example in examples if example.reference_scores is not None]
+        scores = [one.reference_scores.log_probs for one in examples if one.reference_scores is not None]
         if scores:
             batch[REFERENCE_LOG_PROBS] = torch.cat(scores)
         batch["rows"] = torch.tensor([example.row for example in examples], dtype=torch.int64)
@@ -99,16 +102,9 @@ class CaptionCollator:
         """The images as each of the image processors makes them, and which of them did not open."""
         images, closed = open_images(examples)
         readers = self.processors if self._reference_images else self.processors[:1]
-        try:
-            return [reader.process_images(images) for reader in readers], closed
-        except IMAGE_PROCESSOR_ERRORS:
-            refused = {number: why for reader in readers for number, why in reader.refused_images(images).items()}
-            if not refused:
-                raise
-        for number, why in refused.items():
-            examples[number].refuse(why)
-            images[number], closed[number] = Image.new("RGB", BLANK_SIZE, "white"), True
-        return [reader.process_images(images) for reader in readers], closed
+        read, refused = read_images([reader.process_images for reader in readers], images)
+        refuse(examples, refused, closed)
+        return read, closed
 
     def _check(self, examples: Sequence[CaptionExample]) -> None:
         for example in examples:
@@ -144,6 +140,22 @@ def open_images(examples: Sequence[CaptionExample]) -> tuple[list[Image.Image], 
     size = next((image.size for image in opened if image is not None), BLANK_SIZE)
     images = [Image.new("RGB", size, "white") if image is None else image for image in opened]
     return images, [image is None for image in opened]
+
+
+def refuse(examples: Sequence[CaptionExample], refused: Mapping[int, str], closed: list[bool]) -> None:
+    """Note which images an image processor does not take among those that do not open.
+
+    Args:
+        examples: The examples.
+        refused: Numbers of those that were not taken, with the reasons.
+        closed: Whether each image does not open; changed in place.
+
+    Raises:
+        BadImageError: There is one, and such images are not to be skipped.
+    """
+    for number, why in refused.items():
+        examples[number].refuse(why)
+        closed[number] = True
 
 
 def _stored_states(examples: Sequence[CaptionExample]) -> tuple[list[dict[str, torch.Tensor]], list[bool]]:

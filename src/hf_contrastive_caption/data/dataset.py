@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 
 import datasets
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -21,6 +20,7 @@ from hf_contrastive_caption.data.examples import (
     CaptionExample,
     ImageRules,
     OnBadImage,
+    StoredScores,
     StoredStates,
     Tokens,
     check_options,
@@ -52,8 +52,8 @@ class StatesSource(Protocol):
 class ScoresSource(Protocol):
     """Where scores of the reference are read."""
 
-    def read(self, rows: Sequence[int], epoch: int) -> Sequence[torch.Tensor]:
-        """The scores of what is drawn for some rows in an epoch, (n_captions of the row,) each."""
+    def read(self, rows: Sequence[int], epoch: int) -> Sequence[StoredScores]:
+        """The scores of what is drawn for some rows in an epoch, each of all captions of the row."""
         ...
 
 
@@ -252,9 +252,8 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         """
         if not self.num_negatives or self.columns.image_id is not None:
             return np.arange(len(self)), np.arange(len(self))
-        _, first, found = np.unique(self._index.image_key, return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        return first[order], np.argsort(order)[found]
+        image_of_row, first_row = same_images(self._index.image_key)
+        return first_row, image_of_row
 
     def images_fingerprint(self) -> str:
         """A hash of the images: as ``datasets`` knows them, which are the same, and when files of them changed."""
@@ -376,7 +375,7 @@ class ContrastiveCaptionDataset(Dataset[CaptionExample]):
         ends = np.cumsum(counts * captions.shape[1])  # (n,) where each row's captions end
         tokens = [_split(*store.gather(captions.reshape(-1)), ends) for store in self._tokens]
         drawn_for = EVALUATION_EPOCH if self.evaluation else epoch
-        scores: Sequence[torch.Tensor | None] = [None] * len(keys)
+        scores: Sequence[StoredScores | None] = [None] * len(keys)
         if self.reference_scores is not None:
             scores = self.reference_scores.read(rows.tolist(), drawn_for)
         shown, numbers = rows, np.zeros_like(counts)

@@ -36,6 +36,13 @@ class StoredStates(NamedTuple):
     opened: bool
 
 
+class StoredScores(NamedTuple):
+    """The reference's scores of the captions of one row, (n_captions,), and whether it had read the row's image."""
+
+    log_probs: torch.Tensor
+    opened: bool
+
+
 @dataclass(frozen=True)
 class ImageRules:
     """How the images of a data set are opened.
@@ -63,7 +70,7 @@ class CaptionExample:
         tokens: The captions' tokens, once for each processor: [positive, its K negatives, next positive, ...].
         rules: How the image is opened.
         vision_states: What stands in place of the image, which then is not opened.
-        reference_scores: The reference's scores of the captions, (n_captions,), if they were computed ahead.
+        reference_scores: The reference's scores of the captions, if they were computed ahead.
         distractors: Images that the captions are compared for, as examples without captions: K for each positive, in
             the order of the positives.
     """
@@ -75,7 +82,7 @@ class CaptionExample:
     tokens: tuple[Tokens, ...]
     rules: ImageRules
     vision_states: StoredStates | None = None
-    reference_scores: torch.Tensor | None = None
+    reference_scores: StoredScores | None = None
     distractors: tuple[CaptionExample, ...] = ()
 
     def has_image(self) -> bool:
@@ -85,12 +92,20 @@ class CaptionExample:
             BadImageError: It did not, and such images are not skipped.
         """
         assert self.vision_states is not None
-        if not self.vision_states.opened and self.rules.on_bad_image == "raise":
-            raise BadImageError(
-                f"Row {self.row}: the image did not open when the states of the vision encoder were computed. Repair "
-                "or remove the row, or pass on_bad_image='skip' to go on without such images."
-            )
+        if not self.vision_states.opened:
+            self.refuse("the image did not open when the states of the vision encoder were computed")
         return self.vision_states.opened
+
+    def has_scores(self) -> bool:
+        """Whether scores that were computed ahead are of the image, and not of a white one in its place.
+
+        Raises:
+            BadImageError: They are not, and such images are not skipped.
+        """
+        opened = self.reference_scores is None or self.reference_scores.opened
+        if not opened:
+            self.refuse("the image did not open when the reference scored its captions ahead")
+        return opened
 
     def open_image(self) -> Image.Image | None:
         """Open and augment the image.

@@ -221,7 +221,7 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
             texts = [captions_of(example, self.columns, row) for example, row in zip(chunk, numbers, strict=True)]
             flat = [text for row_texts in texts for text in row_texts]
             tokenized = [processor.tokenize(flat) for processor in self.processors]
-            n_cut += self._report_cut([sum(one.cut) for one in tokenized], n_cut)
+            n_cut += self._report_cut([one.cut for one in tokenized], n_cut)
             ids = zip(*([np.asarray(ids, np.int32) for ids in one.input_ids] for one in tokenized), strict=True)
             for row, example, row_texts in zip(numbers, chunk, texts, strict=True):
                 keys = np.asarray([text_key(text) for text in row_texts], dtype=np.uint64)
@@ -249,15 +249,17 @@ class ContrastiveCaptionStream(IterableDataset[CaptionExample]):
             return image_id_key(example[self.columns.image_id], row)
         return bytes_key(example[self.columns.image], row)
 
-    def _report_cut(self, cut: list[int], before: int) -> int:
-        if sum(cut) and not before:
-            limits = [processor.max_caption_tokens for processor, n in zip(self.processors, cut, strict=True) if n]
+    def _report_cut(self, cut: list[list[bool]], before: int) -> int:
+        """How many captions are cut for some processor; says so when these are the first ones."""
+        n_cut = sum(map(any, zip(*cut, strict=True)))
+        if n_cut and not before:
+            limits = [one.max_caption_tokens for one, of_one in zip(self.processors, cut, strict=True) if any(of_one)]
             logger.warning(
                 "Captions of the stream longer than max_caption_tokens=%s are cut; they keep their end token. Their "
                 "number is logged at the end of the pass.",
                 limits[0],
             )
-        return sum(cut)
+        return n_cut
 
 
 def _check_parts(

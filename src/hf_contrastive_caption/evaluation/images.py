@@ -21,6 +21,7 @@ from hf_contrastive_caption.evaluation.metrics.ngrams import Integers
 from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences
 from hf_contrastive_caption.evaluation.pool import ImagePool
 from hf_contrastive_caption.fingerprints import json_digest
+from hf_contrastive_caption.processing import ReadsImages, read_images
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +65,23 @@ class EvaluationImages:
             self._similar[k] = similar_images(self.prepared_references, k)
         return self._similar[k]
 
-    def that_open(self) -> EvaluationImages:
-        """Those whose image opens; says how many do not. Every image is decoded for it."""
-        opening, last = [], None
+    def that_open(self, *readers: ReadsImages) -> EvaluationImages:
+        """Those whose image opens and is taken by all who read it; says how many are not. Each is decoded for it.
+
+        Args:
+            *readers: Image processors, such as :meth:`CaptionProcessor.process_images`.
+        """
+        opening: list[int] = []
+        last: BadImageError | None = None
         for number in range(len(self)):
             try:
-                self.pool[number]
+                image = self.pool[number]
             except BadImageError as error:
                 last = error
+                continue
+            _, refused = read_images(readers, [image])
+            if refused:
+                last = BadImageError(f"Image {self.rows[number]}: {refused[0]}")
             else:
                 opening.append(number)
         if last is None:

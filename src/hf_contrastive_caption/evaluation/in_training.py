@@ -17,6 +17,7 @@ from hf_contrastive_caption.evaluation.images import EvaluationImages, evaluatio
 from hf_contrastive_caption.evaluation.metrics.document_frequencies import DocumentFrequencies
 from hf_contrastive_caption.evaluation.retrieval.self_retrieval import self_retrieval
 from hf_contrastive_caption.evaluation.score import MEASURES, recall_number, weighted_sum
+from hf_contrastive_caption.processing import CaptionProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class EvaluationPool:
         seed: Seed of the choice.
         score: Weights of the measures that make the score; none for no score.
         on_bad_image: ``"skip"`` leaves those out of the chosen images that do not open.
+        processor: The captioner's, which may not take some of them.
 
     Raises:
         ValueError: If there are fewer than 2 images, or the score takes a measure that they cannot give.
@@ -66,12 +68,13 @@ class EvaluationPool:
         seed: int,
         score: dict[str, float],
         on_bad_image: str = "raise",
+        processor: CaptionProcessor,
     ) -> None:
         self.dataset = dataset
         everything = evaluation_images(dataset, *columns, on_bad_image=on_bad_image)
         self.images = everything.sample(num_images, seed)
         if on_bad_image == "skip":
-            self.images = self.images.that_open()
+            self.images = self.images.that_open(processor.process_images)
         self.retrieval = self.images.sample(retrieval_pool, seed) if retrieval_pool else None
         self.score = score
         if self.retrieval is not None:

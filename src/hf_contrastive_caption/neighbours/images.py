@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
 from hf_contrastive_caption.data import ContrastiveCaptionDataset
 from hf_contrastive_caption.data.by_image import CaptionsByImage
-from hf_contrastive_caption.data.collator import open_images
+from hf_contrastive_caption.data.collator import open_images, refuse
 from hf_contrastive_caption.data.sampler import SampleKey
 from hf_contrastive_caption.evaluation.metrics.prepared import PreparedReferences
 from hf_contrastive_caption.evaluation.metrics.tokenization import ptb_tokenize
 from hf_contrastive_caption.precomputed.vision_states import OPENED
+from hf_contrastive_caption.processing import read_images
 
 _TEXTS_AT_ONCE = 4096
 
@@ -83,6 +86,11 @@ class OpenedImages:
         """What the image processor makes of some images, and which opened; those that do not are white."""
         rows = self.images.first_row[numbers].tolist()
         data = self.images.data.positives_alone()
-        opened, skipped = open_images(data.__getitems__([SampleKey(0, row) for row in rows]))
-        pixels = dict(self.image_processor(images=opened, return_tensors="pt"))
-        return {**pixels, OPENED: ~torch.tensor(skipped)}
+        examples = data.__getitems__([SampleKey(0, row) for row in rows])
+        opened, closed = open_images(examples)
+        (pixels,), refused = read_images([self._read], opened)
+        refuse(examples, refused, closed)
+        return {**pixels, OPENED: ~torch.tensor(closed)}
+
+    def _read(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        return dict(self.image_processor(images=list(images), return_tensors="pt"))

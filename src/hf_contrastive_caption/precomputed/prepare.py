@@ -83,17 +83,17 @@ class ComputedAhead:
         """Whether states or scores are computed ahead."""
         return self._args.cache_vision_states or self._reference is not None
 
-    def attach(self, data: CaptionData, epochs: Sequence[int] = ()) -> CaptionData:
+    def attach(self, data: CaptionData, epochs: Sequence[int] | None = None) -> CaptionData:
         """A data set that reads from disk what is computed ahead.
 
         Args:
             data: The data set; one that has states already keeps them, and for evaluation its scores.
-            epochs: The epochs for which scores are needed; those of an evaluation are always the same.
+            epochs: The epochs for which scores are needed; ``None`` for an evaluation, whose draws stay the same.
 
         Raises:
             ValueError: It is a stream, or has augmentation that states or scores would not see.
         """
-        self.check(data, evaluation=not epochs)
+        self.check(data, evaluation=epochs is None)
         if not isinstance(data, ContrastiveCaptionDataset) or not (self._active or (self._neighbours and epochs)):
             return data
         attached = copy.copy(data)
@@ -103,7 +103,7 @@ class ComputedAhead:
             attached = self._neighbours.attach(attached, len(epochs))
         scored = data.evaluation and data.reference_scores is not None
         if self._reference is not None and not (scored and self._reference.released):
-            drawn = [EVALUATION_EPOCH] if data.evaluation else list(epochs)
+            drawn = [EVALUATION_EPOCH] if data.evaluation else list(epochs or ())
             read = copy.copy(attached)
             if not self._reference.shares_vision:
                 read.vision_states = None  # its own vision encoder needs the images

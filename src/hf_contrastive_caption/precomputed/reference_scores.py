@@ -12,9 +12,11 @@ from torch import Tensor
 
 from hf_contrastive_caption.data import CaptionCollator, ContrastiveCaptionDataset
 from hf_contrastive_caption.data.collator import Batch, collate_captions
+from hf_contrastive_caption.data.examples import StoredScores
 from hf_contrastive_caption.data.negatives import EVALUATION_EPOCH
 from hf_contrastive_caption.data.sampler import SampleKey
 from hf_contrastive_caption.precomputed.shards import ShardStore, folder_for
+from hf_contrastive_caption.precomputed.vision_states import OPENED
 from hf_contrastive_caption.processing import CaptionProcessor
 from hf_contrastive_caption.reference import Reference
 
@@ -35,7 +37,7 @@ class ReferenceScores:
         self._stores = stores
         self._start = positive_start
 
-    def read(self, rows: Iterable[int], epoch: int) -> list[Tensor]:
+    def read(self, rows: Iterable[int], epoch: int) -> list[StoredScores]:
         """Scores of each row's positives, each with its negatives, flat: (n_positives * (1 + K),) for each row.
 
         Raises:
@@ -47,7 +49,8 @@ class ReferenceScores:
                 "is asked for; train by Trainer.train(), which computes them for num_train_epochs or max_steps"
             )
         store = self._stores[epoch]
-        return [store.read(int(self._start[row]), int(self._start[row + 1]))[_SCORES].flatten() for row in rows]
+        read = [store.read(int(self._start[row]), int(self._start[row + 1])) for row in rows]
+        return [StoredScores(stored[_SCORES].flatten(), bool(stored[OPENED].all())) for stored in read]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ScoringWork:
         folder, key = folder_for(
             "reference-scores",
             {
-                "format": 1,
+                "format": 2,
                 "data": data.fingerprint(),
                 "seed": data.seed,
                 "num_negatives": data.num_negatives,
@@ -93,12 +96,16 @@ class ScoringWork:
         return stores, rows, start
 
     def score(self, batch: Batch, epochs: list[int]) -> dict[str, Tensor]:
-        """Scores by epoch, (n_positives, 1 + K) each; the images are encoded once for all epochs."""
-        images = self.reference.encode(batch["images"])
-        return {
-            f"epoch {epoch}": self.reference.log_probs(images, captions).view(-1, 1 + self.data.num_negatives)
-            for epoch, captions in zip(epochs, batch["draws"], strict=True)
-        }
+        """Scores by epoch, (n_positives, 1 + K), and whether the images opened, (n_positives,), in uint8.
+
+        The images are encoded once for all epochs.
+        """
+        images, width = self.reference.encode(batch["images"]), 1 + self.data.num_negatives
+        found: dict[str, Tensor] = {}
+        for epoch, captions in zip(epochs, batch["draws"], strict=True):
+            found[f"{_SCORES} {epoch}"] = self.reference.log_probs(images, captions).view(-1, width)
+            found[f"{OPENED} {epoch}"] = batch[OPENED][captions["image_index"][::width]].to(torch.uint8)
+        return found
 
 
 @dataclass(frozen=True)
@@ -123,11 +130,11 @@ class ScoringBatches:
         for epoch in self.epochs[1:]:
             examples = self.data.__getitems__([SampleKey(epoch, row) for row in rows])
             draws.append(collate_captions([example.tokens[0] for example in examples]))
-        return {"images": batch["images"], "draws": draws}
+        return {"images": batch["images"], "draws": draws, OPENED: ~batch["skipped"]}
 
 
 def write_scores(stores: dict[int, ShardStore], shard: int, tensors: dict[str, Tensor]) -> None:
     """Write a shard of each epoch that was scored."""
     for epoch, store in stores.items():
-        if f"epoch {epoch}" in tensors:
-            store.write(shard, {_SCORES: tensors[f"epoch {epoch}"]})
+        if f"{_SCORES} {epoch}" in tensors:
+            store.write(shard, {name: tensors[f"{name} {epoch}"] for name in (_SCORES, OPENED)})

@@ -67,8 +67,11 @@ class ShardStore:
                 raise ValueError(f"shard {shard} has {items} items, but {name} has {value.shape[0]}")
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = self.folder / f".{shard}-{uuid4().hex}"
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, scratch, {"key": self.key})
-        scratch.replace(self._file(shard))
+        try:
+            save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, scratch, {"key": self.key})
+            scratch.replace(self._file(shard))
+        finally:
+            scratch.unlink(missing_ok=True)  # of a disk that is full
 
     def read(self, start: int, stop: int) -> dict[str, Tensor]:
         """The tensors of some neighbouring items of one shard, (stop - start, ...) each.

@@ -22,6 +22,7 @@ from hf_contrastive_caption.reference.adapters import TargetReference, adapter_r
 from hf_contrastive_caption.reference.base import Reference
 from hf_contrastive_caption.reference.frozen import FrozenReference, frozen_copy
 from hf_contrastive_caption.reference.precomputed import PrecomputedReference
+from hf_contrastive_caption.sharding import shards_later
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,10 @@ def _target_itself(target: Captioner, args: ContrastiveCaptionConfig, make_capti
         return adapter_reference(target, replaced=args.reference_refresh is not None)
     if args.precompute_reference:
         return TargetReference(target)
-    share = target.vision if args.freeze_vision_encoder else None
+    share = target.vision if args.freeze_vision_encoder and not shards_later(args) else None
     copied = make_captioner(frozen_copy(target.model, share), target.processor, args, "reference_model")
-    return FrozenReference(copied, equals_target=True, shares_vision=share is not None)
+    # A copy of the frozen vision encoder makes the same states.
+    return FrozenReference(copied, equals_target=True, shares_vision=args.freeze_vision_encoder)
 
 
 def _given(
@@ -90,7 +92,7 @@ def _given(
     asked = target.processor.prompt if isinstance(target.processor, PromptProcessor) else None
     captioner = make_captioner(reference_model, processing_class, args, "reference_model", asked)
     shared = args.freeze_vision_encoder and _same_vision(captioner, target)
-    if shared:
+    if shared and not shards_later(args):
         captioner.adopt_vision(target)
     _check_nothing_shared(captioner, target, target.vision if shared else None)
     return FrozenReference(captioner, shares_vision=shared)

@@ -181,9 +181,13 @@ class DualEncoderRetriever:
             pieces.append(self._features("get_text_features", dict(text)))
         return torch.cat(pieces)
 
+    def process_images(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Images as :attr:`image_processor` makes them."""
+        return dict(self.image_processor(images=list(images), return_tensors="pt"))
+
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """Features of images, of length 1, (n_images, width)."""
-        return self.pixel_features(dict(self.image_processor(images=list(images), return_tensors="pt")))
+        return self.pixel_features(self.process_images(images))
 
     def pixel_features(self, pixels: dict[str, Tensor]) -> Tensor:
         """Features of images as :attr:`image_processor` makes them, of length 1, (n_images, width)."""
