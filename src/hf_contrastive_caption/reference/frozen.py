@@ -46,7 +46,7 @@ class FrozenReference(Reference):
     def description(self) -> str:
         """See :attr:`Reference.description`."""
         what = "a frozen copy of the model" if self._is_copy or self.version else f"{self.captioner.name}, frozen"
-        return f"{what} (vision encoder shared)" if self.shares_vision else what
+        return f"{what} (with the model's vision encoder)" if self.shares_vision else what
 
     def log_probs(self, images: Images, captions: CaptionBatch) -> Tensor:
         """See :meth:`Reference.log_probs`."""
