@@ -36,12 +36,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer, captioner_for
 from hf_contrastive_caption.data import CaptionColumns, captions_of, find_columns
+from hf_contrastive_caption.data.by_image import same_images
 from hf_contrastive_caption.data.files import load_splits
+from hf_contrastive_caption.data.identity import bytes_key
 from hf_contrastive_caption.demo.comparison import ModelScores, learning_rows, score_models, two_sides_rows
 from hf_contrastive_caption.evaluation.measures import aligned_table
 from hf_contrastive_caption.loading import load_model, load_processing
@@ -99,8 +101,12 @@ def three_splits(source: Path, held_out: float, seed: int) -> DatasetDict:
 
 def cut(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """Cut a share of the images off a split, with all of their rows."""
-    column = find_columns(dataset.features).image_id
-    ids = np.arange(len(dataset)) if column is None else np.unique(dataset[column][:], return_inverse=True)[1]
+    columns = find_columns(dataset.features)
+    if columns.image_id is not None:
+        ids = np.unique(dataset[columns.image_id][:], return_inverse=True)[1]
+    else:  # rows with the same file show the same image
+        files = dataset.cast_column(columns.image, Image(decode=False))[columns.image]
+        ids, _ = same_images(np.array([bytes_key(file, row) for row, file in enumerate(files)], np.uint64))
     images = np.random.default_rng(seed).permutation(ids.max() + 1)
     off = np.isin(ids, images[: max(2, round(share * len(images)))])
     return dataset.select(np.flatnonzero(~off)), dataset.select(np.flatnonzero(off))

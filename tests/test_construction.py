@@ -281,7 +281,7 @@ def test_images_that_a_ready_made_data_set_skips_are_counted(tmp_path: Path, cap
     options = {"eval_captions": 16, "eval_retrieval_pool": 0, "generation_max_length": 4}
     found = trainer(tmp_path, model, options=options, eval_dataset=lenient)
     assert found.evaluate()["eval_skipped_images"] == 8
-    assert "8 of 16 images do not open and are left out" in caplog.text
+    assert "8 of 16 images cannot be read and are left out" in caplog.text
     assert found.compare_with_reference(max_new_tokens=4, progress=False).target.num_images == 8
 
 

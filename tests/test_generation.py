@@ -11,13 +11,14 @@ from PIL import Image
 from torch import nn
 from transformers import GenerationConfig
 
-from hf_contrastive_caption.captioners import captioner_for
+from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.generation import caption_images, describe_decoding
 from hf_contrastive_caption.processing import CaptionProcessor
 from tests import tiny
 from tests.families.blip import blip_model
 from tests.families.chat import PROMPT, llava_model, llava_processing
+from tests.families.git import git_model
 from tests.families.qwen_vl import qwen_model, qwen_processing
 
 
@@ -230,3 +231,23 @@ def test_no_image_is_skipped_where_captions_belong_to_images_by_place(model, pro
     assert len(list(captioner.stream(damaged, on_bad_image="skip", max_new_tokens=3))) == 2
     with pytest.raises(ValueError, match="Image 2: an image of 8 bytes does not open"):
         captioner.caption(damaged, on_bad_image="raise")
+
+
+@pytest.mark.parametrize("own", [tiny.BOS, None])
+def test_captions_begin_behind_the_token_that_they_are_scored_behind(own):
+    model = tiny.captioner_model().eval()
+    model.config.decoder_start_token_id = 9  # generate() looks into generation_config, which does not follow
+    model.generation_config.decoder_start_token_id = model.generation_config.bos_token_id = own
+    captioner = captioner_for(model, tiny.processing())
+    assert captioner.start_token_id == 9
+    pixels = captioner.placed(captioner.processor.process_images(tiny.images(2)))
+    ids = captioner.generate(pixels, num_beams=1, do_sample=False, max_new_tokens=4)
+    assert ids[:, 0].tolist() == [9, 9]
+
+
+def test_the_start_token_of_git_is_not_rounded_with_its_pixels(monkeypatch):
+    captioner = captioner_for(git_model(), tiny.processing())
+    captioner.start_token_id = 50257
+    monkeypatch.setattr(Captioner, "generate", lambda self, images, **_: images["input_ids"].repeat(1, 2))
+    pixels = torch.zeros(2, 3, 32, 32, dtype=torch.bfloat16)
+    assert captioner.generate({"pixel_values": pixels}).tolist() == [[50257], [50257]]

@@ -83,3 +83,11 @@ def test_without_autocast_a_model_is_as_it_was(tmp_path, family):
 def test_apples_gpus_have_no_float64():
     assert precision.widest(torch.device("mps")) == torch.float32
     assert precision.widest(torch.device("cpu")) == precision.widest(torch.device("cuda", 1)) == torch.float64
+
+
+def test_a_gpu_that_emulates_bfloat16_does_not_compute_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not precision.gpu_computes_in_bfloat16()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert precision.gpu_computes_in_bfloat16()

@@ -150,7 +150,7 @@ class StepProgress(TrainerCallback):
 
 @contextmanager
 def no_other_progress_bars() -> Iterator[None]:
-    """Keep the progress bars of datasets and transformers out of the way of the demo's own."""
+    """Keep the progress bars of datasets and transformers out of the way of the command's own."""
     of_datasets = datasets.is_progress_bar_enabled()
     of_transformers = transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()

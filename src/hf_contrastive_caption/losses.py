@@ -42,7 +42,8 @@ def contrastive_caption_loss(
     where a clipped ``log(1 - h)`` in float32 has none beyond :math:`G > 16.6`.
 
     When target and reference are equal the loss is :math:`\ln(1+\nu) + \ln(1+1/\nu)`, 1.386294 for :math:`\nu = 1`.
-    With :math:`K = \nu = 1` it is the pairwise form of binary classifier optimisation, known as ``bco_pair``.
+    With :math:`K = \nu = 1` it is the pairwise form of binary classifier optimisation, known as ``bco_pair``, without
+    the mean of rewards that is taken off there.
 
     Args:
         positive: Log-ratios of the positive pairs in nats, (n_positives,).

@@ -20,8 +20,8 @@ _ASKED = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldn
 
 
 def gpu_computes_in_bfloat16() -> bool:
-    """Whether there is a GPU that does."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    """Whether there is a GPU that does, and not only in an emulation."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def processor_computes_in(dtype: torch.dtype) -> bool:

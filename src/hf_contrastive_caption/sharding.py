@@ -86,7 +86,8 @@ def whole_copy(model: Model) -> Model:
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):  # first weights are drawn and then replaced
         whole = unsharded_class(type(model))(config)
-    whole.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        whole.generation_config = copy.deepcopy(model.generation_config)
     for (_, own), (_, other) in zip(_tensors(whole), _tensors(model), strict=True):
         own.data = own.data.to(device, other.dtype)  # each its own: parts of a model may be held in lower precision
     whole.load_state_dict(full_state_dict(model), strict=True)

@@ -185,3 +185,20 @@ def test_tolerances_are_stated_for_every_dtype() -> None:
         torch.float16: 4e-3,
         torch.bfloat16: 3e-2,
     }
+
+
+@pytest.mark.parametrize("positions", [2, 5, 12, 20])
+def test_packed_rows_are_compared_where_a_row_holds_few_tokens(
+    positions: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact = captioner_for(tiny.captioner_model(n_positions=positions), tiny.processing())
+    exact.verify()
+    assert exact.layout == "packed" and warnings_of(caplog) == []
+    model = tiny.captioner_model("mbart", max_position_embeddings=positions)
+    wrong = captioner_for(model, tiny.processing())
+    wrong.verify()
+    assert wrong.layout == "repeated"
+    (message,) = warnings_of(caplog)
+    assert "packed with fused: off by" in message
+    with pytest.raises(ValueError, match="no way of scoring"):
+        captioner_for(model, tiny.processing(), packing="packed").verify()

@@ -17,6 +17,7 @@ from hf_contrastive_caption.captioners import Captioner, captioner_for
 from hf_contrastive_caption.cli import evaluate as command
 from hf_contrastive_caption.cli.evaluate import load_retriever
 from hf_contrastive_caption.cli.main import main
+from hf_contrastive_caption.console import CommandConsole
 from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.evaluation import captioning
@@ -237,3 +238,17 @@ def test_a_matching_model_is_no_captioner(tmp_path):
         load_retriever(str(tmp_path))  # it would rank by random projections
     blip_model().save_pretrained(tmp_path / "captioner")
     assert load_parts(tmp_path / "captioner", processing_class=(1, 2))[1] == (1, 2)
+
+
+def test_what_was_measured_is_saved_before_it_is_printed(folder, tmp_path, monkeypatch):
+    def unprintable(*_):
+        raise UnicodeEncodeError("latin-1", "≤", 0, 1, "ordinal not in range(256)")
+
+    monkeypatch.setattr(CommandConsole, "table", unprintable)
+    words = (folder / "tuned", "--data", folder / "data", *QUICK, "--k", "1", "--reference", folder / "reference")
+    assert run(*words, "--out", tmp_path / "report.json") == 1
+    assert CaptionerReport.load(tmp_path / "report.json").name == "tuned"
+    assert "comparison" in json.loads((tmp_path / "report.json").read_text())
+    pair = (folder / "reference", folder / "tuned", "--data", folder / "data", *QUICK, "--k", "1")
+    assert run(*pair, "--out", tmp_path / "page", command="compare") == 1
+    assert (tmp_path / "page" / "index.html").is_file()

@@ -166,7 +166,7 @@ def test_images_that_do_not_open_are_skipped_at_the_end_too(place, tmp_path, cap
     data = ("--data", tmp_path / "data")
     assert run("train", *needed(place, out), *data, *words, "--on-bad-image", "skip") == 0
     assert (out / "_report" / "index.html").read_text(encoding="utf-8").count("<article") == 5
-    assert "1 of 6 images do not open and are left out: Image 3: an image of 8 bytes does not open" in caplog.text
+    assert "1 of 6 images cannot be read and are left out: Image 3: an image of 8 bytes does not open" in caplog.text
     assert run("train", *needed(place, tmp_path / "other"), *data, *words) == 1
     assert "an image of 8 bytes does not open" in capsys.readouterr().err
 

@@ -164,3 +164,6 @@ def test_sizes_and_tokenizers_that_do_not_fit_are_refused(tokenizer):
     )
     with pytest.raises(ValueError, match="has no bos_token"):
         small_captioner(no_start)
+    no_start.unk_token = "<unk>"  # which must not stand in its place
+    with pytest.raises(ValueError, match="has no bos_token"):
+        small_captioner(no_start)

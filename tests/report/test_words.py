@@ -79,6 +79,16 @@ def test_tokens_of_known_words():
     assert word_of_tokens(processor, "", [processor.end_token_id]) == [0]
 
 
+def test_bytes_of_a_letter_stay_with_their_word_and_cut_captions_with_their_beginning():
+    processor = CaptionProcessor(byte_level(), tiny.image_processor(), byte_level().eos_token_id)
+    text = "é dog é"
+    ids = processor.tokenize([text]).input_ids[0]
+    words = word_of_tokens(processor, text, ids)
+    assert words == sorted(words) and words[:2] == [0, 0] and words[-1] == 3
+    for length in range(1, len(ids) - 1):
+        assert word_of_tokens(processor, text, [*ids[:length], ids[-1]], cut=True) == [*words[:length], 3]
+
+
 def test_sums_are_the_log_probabilities():
     captioner = captioner_for(tiny.captioner_model(), tiny.processing())
     images, texts = tiny.images(3), [["a dog", "two red cats"], [], ["the sign ."]]

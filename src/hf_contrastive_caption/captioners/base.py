@@ -67,9 +67,11 @@ class Captioner(FrontDoor, ABC):
         way_out: What :meth:`verify` advises where no way of scoring is exact.
         nodes_attend: Whether the nodes of a trie attend to each other, which costs the square of their number.
         start_token_id: The token from which the first token of a caption is predicted; set by a family with tries.
+        position_limit: Positions of a row of the decoder, where captions that need more get rows of their own.
     """
 
-    start_token_id: int
+    start_token_id: int = None  # type: ignore[assignment]  # of families without tries
+    position_limit: int | None = None
     takes_prompt: ClassVar[bool] = False
     way_out: ClassVar[str] = (
         "With packing='auto' repeated states are tried as well; if you did, please report the model's config as a "

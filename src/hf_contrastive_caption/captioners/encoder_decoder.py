@@ -19,6 +19,7 @@ from hf_contrastive_caption.captioners.batch import Images
 from hf_contrastive_caption.captioners.cross_attention import ENCODER_STATES, CrossAttentionCaptioner
 from hf_contrastive_caption.captioners.settings import (
     check_vocabulary,
+    first_given,
     given_end_token,
     given_start_token,
     position_limit,
@@ -65,6 +66,17 @@ class EncoderDecoderCaptioner(CrossAttentionCaptioner):
     def states_arguments(self, states: Tensor) -> dict[str, Any]:
         """See :meth:`CrossAttentionCaptioner.states_arguments`."""
         return {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+
+    def own_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`Captioner.own_arguments`: captions begin behind the token that they are scored behind.
+
+        ``generate`` reads it in ``generation_config``, which does not follow a ``model.config`` that was set later.
+        """
+        generation = self.base_model.generation_config
+        own = first_given(setting(generation, "decoder_start_token_id"), setting(generation, "bos_token_id"))
+        return (
+            arguments if own == self.start_token_id else {"decoder_start_token_id": self.start_token_id, **arguments}
+        )
 
     def decoder_states(self, states: Images) -> Images:
         """See :meth:`CrossAttentionCaptioner.decoder_states`: in the width of the decoder."""

@@ -100,5 +100,6 @@ class GitCaptioner(PrefixCaptioner):
 
     def generate(self, images: Images, **arguments: Any) -> Tensor:
         """See :meth:`Captioner.generate`."""
-        start = images["pixel_values"].new_full((len(images["pixel_values"]), 1), self.start_token_id).long()
+        pixels = images["pixel_values"]
+        start = torch.full((len(pixels), 1), self.start_token_id, device=pixels.device)  # not in the pixels' bfloat16
         return super().generate({**images, "input_ids": start}, **arguments)[:, 1:]

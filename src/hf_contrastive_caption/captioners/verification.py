@@ -188,13 +188,20 @@ def probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
     unnamed = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
     words = np.setdiff1d(np.arange(len(tokenizer)), [*tokenizer.all_special_ids, *unnamed])
     end = captioner.processor.end_token_id
-    limit = captioner.processor.max_caption_tokens or max(_PROBE_LENGTHS)
-    sentences = [
-        [*generator.choice(words, min(length, limit) - 1).tolist(), end]
-        for length in (*_PROBE_LENGTHS, *reversed(_PROBE_LENGTHS))
-    ]
-    image_index = [0] * len(_PROBE_LENGTHS) + [1] * len(_PROBE_LENGTHS)
+    lengths = _probe_lengths(captioner)
+    sentences = [[*generator.choice(words, length - 1).tolist(), end] for length in (*lengths, *reversed(lengths))]
+    image_index = [0] * len(lengths) + [1] * len(lengths)
     return images, caption_batch(sentences, image_index, captioner.device)
+
+
+def _probe_lengths(captioner: Captioner) -> list[int]:
+    """Tokens of the captions of an image, few enough for one row: else packed rows would not be checked."""
+    limit = captioner.processor.max_caption_tokens or max(_PROBE_LENGTHS)
+    lengths = [min(length, limit) for length in _PROBE_LENGTHS]
+    row = captioner.position_limit
+    if row is None or sum(lengths) <= row:
+        return lengths
+    return [length for length in (row - row // 2, row // 2) if length]
 
 
 def _warn_if_blind(captioner: Captioner, images: Images, captions: CaptionBatch, plain: Tensor) -> None:

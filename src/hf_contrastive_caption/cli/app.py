@@ -16,8 +16,9 @@ from transformers.utils import logging as transformers_logging
 from hf_contrastive_caption.app.limits import AppLimits
 from hf_contrastive_caption.app.serving import LOOPBACK, check_gradio, free_port, serve_app
 from hf_contrastive_caption.cli.app_command import AppOptions, Switch
+from hf_contrastive_caption.cli.captioners import load_named
 from hf_contrastive_caption.cli.errors import INTERRUPTED
-from hf_contrastive_caption.evaluation.evaluator import as_captioner, prompt_of
+from hf_contrastive_caption.evaluation.evaluator import prompt_of
 from hf_contrastive_caption.report.comparison import names_of
 
 GRACE_SECONDS = 15.0
@@ -34,8 +35,9 @@ def show_app(options: AppOptions) -> None:
     free_port(options.host, options.port)  # before the captioners are loaded, which takes long
     transformers_logging.disable_progress_bar()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    target = as_captioner(options.target, prompt=options.prompt)
-    reference = as_captioner(options.reference, prompt=options.reference_prompt, otherwise=prompt_of(target))
+    target = load_named(options.target, prompt=options.prompt, device=None)
+    asked = prompt_of(target)
+    reference = load_named(options.reference, prompt=options.reference_prompt, otherwise=asked, device=None)
     for captioner in (reference, target):
         captioner.model.to(device)
     limits = AppLimits(

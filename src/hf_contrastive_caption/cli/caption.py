@@ -74,7 +74,7 @@ def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
 def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], Sequence[Captioned]]:
     """Load the captioner; what is returned captions a batch of images."""
     device = _device(options.device)
-    captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=options.max_new_tokens)
+    captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=options.max_new_tokens, device=None)
     try:
         captioner.model.to(device)
     except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without it

@@ -23,7 +23,7 @@ from hf_contrastive_caption.evaluation.report import CaptionerReport, report_row
 from hf_contrastive_caption.evaluation.retrieval.retrievers import DualEncoderRetriever
 from hf_contrastive_caption.loading import is_captioner, short_name
 from hf_contrastive_caption.processing import CaptionProcessor
-from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners, stored_log
+from hf_contrastive_caption.report.comparison import CaptionerComparison, compare_captioners, names_of, stored_log
 from hf_contrastive_caption.writing import write_whole
 
 
@@ -33,7 +33,9 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
     with no_other_progress_bars():
         images, arguments = _what_to_evaluate(options, console)
         arguments["samples_per_image"] = options.samples_per_image
-        name, other_name = _short_names(options.model, options.reference)
+        other_name, name = names_of(options.reference, options.model)
+        if options.reference is None:
+            name = short_name(options.model)
         captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=longest)
         asked = prompt_of(captioner)
         arguments["retriever"] = _retriever(options, asked)
@@ -48,20 +50,21 @@ def evaluate(options: EvaluateOptions, console: CommandConsole | None = None) ->
             _write(options.out, report.to_dict(per_image=True))
             other = _load_reference(options.reference, options, asked)
             reference = evaluate_captioner(other, images, name=other_name, **arguments)
-    if reference is None:
+    comparison = None if reference is None else report.compare(reference)
+    if options.out is not None:  # first: a table may have signs that the output cannot show
+        content = report.to_dict(per_image=True)
+        if reference is not None and comparison is not None:
+            content |= {"reference": reference.to_dict(per_image=True), "comparison": comparison.to_dict()}
+        _write(options.out, content)
+    if reference is None or comparison is None:
         console.table(measures_rows(report.name, report.measures, report.chance))
         console.say(report.about(), style="dim")
     else:
-        comparison = report.compare(reference)
         console.table(report_rows([reference, report]))
         console.say()
         console.table(comparison.rows())
         console.say(comparison.about(), style="dim")
     if options.out is not None:
-        content = report.to_dict(per_image=True)
-        if reference is not None:
-            content |= {"reference": reference.to_dict(per_image=True), "comparison": comparison.to_dict()}
-        _write(options.out, content)
         console.say(f"The report is in {options.out}; CaptionerReport.load reads it.")
     return report
 
@@ -76,20 +79,20 @@ def compare(options: CompareOptions, console: CommandConsole | None = None) -> C
         reference = _load_reference(options.reference, options, asked)
         arguments["retriever"] = _retriever(options, asked)
         images = _readable(images, options, [target.processor, reference.processor], arguments["retriever"])
-        tuned, before = _short_names(options.target, options.reference)
         comparison = compare_captioners(
             reference,
             target,
             images,
-            names=(before, tuned),
+            names=names_of(options.reference, options.target),
             shown=options.shown,
             log_history=stored_log(options.target),
             **arguments,
         )
+    page = comparison.save(options.out)  # first: a table may have signs that the output cannot show
     differences = comparison.target.compare(comparison.reference)
     console.table(differences.rows())
     console.say(differences.about(), style="dim")
-    console.say(f"The page is {comparison.save(options.out)}; open it in a browser.")
+    console.say(f"The page is {page}; open it in a browser.")
     return comparison
 
 
@@ -166,10 +169,3 @@ def _arguments(options: MeasureOptions, everything: EvaluationImages) -> dict[st
         "progress": sys.stderr.isatty(),
         **{name: value for name, value in generation.items() if value is not None},
     }
-
-
-def _short_names(model: str, reference: str | None) -> tuple[str, str]:
-    """What tables call both captioners: the last part of a folder's name, if that tells them apart."""
-    given = (model, reference or "")
-    first, second = map(short_name, given)
-    return given if first == second else (first, second)

@@ -144,7 +144,7 @@ class MeasureOptions:
             exists=True,
             dir_okay=False,
             help="Saved table for CIDEr-D.",
-            show_default="of these references",
+            show_default="of the references of the split",
             rich_help_panel=_MEASURES,
         ),
     ] = None

@@ -348,4 +348,6 @@ def _say_how_to_use(
                 words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
         if config.caption_columns is not None:
             words += ["--caption-columns", ",".join(config.caption_columns)]
+        if config.on_bad_image == "skip":
+            words.append("--skip-bad")
         console.code(shlex.join(words))

@@ -15,7 +15,7 @@ class DemoSettings:
 
     Args:
         seed: Seed of scenes, weights, order of the images and negatives.
-        output_dir: Folder for the tuned model, three pictures and ``results.json``.
+        output_dir: Folder for the tuned model, a picture, the page (``report``) and ``results.json``.
         train_images: Scenes to train on.
         validation_images: Scenes for the validation loss.
         test_images: Scenes for all other numbers.

@@ -86,9 +86,11 @@ class EvaluationImages:
                 opening.append(number)
         if last is None:
             return self
-        logger.warning("%d of %d images do not open and are left out: %s", len(self) - len(opening), len(self), last)
+        logger.warning(
+            "%d of %d images cannot be read and are left out: %s", len(self) - len(opening), len(self), last
+        )
         if not opening:
-            raise BadImageError(f"none of the {len(self)} images opens: {last}")
+            raise BadImageError(f"none of the {len(self)} images can be read: {last}")
         return self.select(opening)
 
     def select(self, numbers: Sequence[int]) -> EvaluationImages:

@@ -196,7 +196,8 @@ def _set_tokens(model: VisionEncoderDecoderModel, start: int, end: int, pad: int
 
 def token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     """The id of a special token by its name, such as ``"eos_token"``; a ``ValueError`` if there is none."""
-    number = tokenizer.convert_tokens_to_ids(tokenizer.special_tokens_map.get(name) or "")
+    token = tokenizer.special_tokens_map.get(name)
+    number = None if token is None else tokenizer.convert_tokens_to_ids(token)
     if not isinstance(number, int):
         raise ValueError(f"The {type(tokenizer).__name__} has no {name}. Set tokenizer.{name} to one of its tokens.")
     return number

@@ -67,13 +67,13 @@ def vision_model(config: PreTrainedConfig, *, backbone: bool) -> PreTrainedModel
 def pretrained_vision_model(name: str, *, backbone: bool) -> PreTrainedModel:
     """A vision model from a repository on the Hub or a folder."""
     if not backbone:
-        model: PreTrainedModel = AutoModel.from_pretrained(name)
+        model: PreTrainedModel = AutoModel.from_pretrained(name, dtype=torch.float32)  # as the new decoder
         return model
     # AutoBackbone.from_pretrained (5.23) takes no folders and does not work offline.
     config = AutoConfig.from_pretrained(name)
     with torch.device("meta"):  # only its class is wanted
         vision_class = type(vision_model(config, backbone=True))
-    return vision_class.from_pretrained(name, config=config)
+    return vision_class.from_pretrained(name, config=config, dtype=torch.float32)
 
 
 def vision_width(vision: PreTrainedModel, *, backbone: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,11 @@ from hf_contrastive_caption.captioners.determinism import evaluation_mode
 from hf_contrastive_caption.evaluation.bootstrap import Floats
 from hf_contrastive_caption.evaluation.pool import ImagePool
 from hf_contrastive_caption.processing import CaptionProcessor
+
+logger = logging.getLogger(__name__)
+
+_UNFINISHED = "\ufffd"
+"""What tokenizers of bytes show of a letter that is not complete."""
 
 
 class Word(NamedTuple):
@@ -51,9 +57,10 @@ def score_captions(
         batch_size: Images scored at once.
 
     Returns:
-        The scores in the order of the captions.
+        The scores in the order of the captions. Of one with more tokens than are scored, those of its beginning.
     """
     scores: list[list[CaptionScores]] = []
+    n_cut = 0
     processor = captioner.processor
     captioner.verify()
     with evaluation_mode(captioner.model), torch.no_grad():
@@ -65,16 +72,25 @@ def score_captions(
                 scores += [[] for _ in numbers]
                 continue
             images = captioner.placed(processor.process_images([pool[number] for number in numbers]))
-            ids = processor.tokenize(texts).input_ids
+            ids, cut = processor.tokenize(texts)
+            n_cut += sum(cut)
             batch = caption_batch(ids, owners, captioner.device)
             tokens = captioner.token_log_probs(captioner.model, images, batch).cpu().double()
             found = [
-                _by_word(processor, text, own_ids, own.numpy())
-                for text, own_ids, own in zip(texts, ids, tokens.split([len(one) for one in ids]), strict=True)
+                _by_word(processor, text, own_ids, own.numpy(), own_cut)
+                for text, own_ids, own, own_cut in zip(
+                    texts, ids, tokens.split([len(one) for one in ids]), cut, strict=True
+                )
             ]
             for place, number in enumerate(numbers):
                 scores.append([score for score, owner in zip(found, owners, strict=True) if owner == place])
                 assert len(scores[-1]) == len(captions[number])
+    if n_cut:
+        logger.warning(
+            "%d captions have more than the %s tokens that are scored; words behind these count 0",
+            n_cut,
+            processor.max_caption_tokens,
+        )
     return scores
 
 
@@ -84,7 +100,7 @@ def log_ratios(text: str, target: CaptionScores, reference: CaptionScores) -> tu
     return tuple(Word(word, float(ratio)) for word, ratio in zip((*text.split(), ""), ratios, strict=True))
 
 
-def word_of_tokens(processor: CaptionProcessor, text: str, ids: Sequence[int]) -> list[int]:
+def word_of_tokens(processor: CaptionProcessor, text: str, ids: Sequence[int], *, cut: bool = False) -> list[int]:
     """Which word of a caption each of its tokens belongs to; the number of words for the end and what shows nothing.
 
     A token belongs to the word in which its last letter stands. Letters are counted without the spaces between them,
@@ -95,6 +111,7 @@ def word_of_tokens(processor: CaptionProcessor, text: str, ids: Sequence[int]) -
         processor: Whose tokens they are.
         text: The caption.
         ids: Its tokens, the end token included, (n_tokens,).
+        cut: Whether they are those of its beginning alone.
     """
     ends = np.cumsum([len(word) for word in text.split()])  # (n_words,)
     if not len(ends):
@@ -102,8 +119,8 @@ def word_of_tokens(processor: CaptionProcessor, text: str, ids: Sequence[int]) -
     begun: list[str] = processor.tokenizer.batch_decode(
         [list(ids[: n + 1]) for n in range(len(ids))], skip_special_tokens=True
     )
-    shown = [len("".join(text.split())) for text in begun]
-    scale = ends[-1] / max(1, shown[-1])
+    shown = [len("".join(text.rstrip(_UNFINISHED).split())) for text in begun]
+    scale = 1.0 if cut else ends[-1] / max(1, shown[-1])
     words, before = [], 0
     for number, token in enumerate(ids):
         letters = max(before, shown[number])
@@ -117,7 +134,9 @@ def word_of_tokens(processor: CaptionProcessor, text: str, ids: Sequence[int]) -
     return words
 
 
-def _by_word(processor: CaptionProcessor, text: str, ids: Sequence[int], log_probs: Floats) -> CaptionScores:
+def _by_word(
+    processor: CaptionProcessor, text: str, ids: Sequence[int], log_probs: Floats, cut: bool
+) -> CaptionScores:
     by_word = np.zeros(len(text.split()) + 1)
-    np.add.at(by_word, word_of_tokens(processor, text, ids), log_probs)
+    np.add.at(by_word, word_of_tokens(processor, text, ids, cut=cut), log_probs)
     return CaptionScores(float(log_probs.sum()), by_word)
