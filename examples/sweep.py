@@ -1,6 +1,6 @@
 """Try several K (num_negatives) and nu (noise_ratio), and see which of them are worth having.
 
-    python examples/sweep.py --data photographs --output runs/sweep-photographs --num-negatives 1 5 10 --noise-ratio 0.5 1 2
+    python examples/sweep.py --data photographs --output runs/sweep-photos --num-negatives 1 5 10 --noise-ratio 0.5 1 2
     python examples/sweep.py --output runs/sweep
 
 ``--data`` is a folder with parquet files or images (see docs/cli.md) that has the splits train and validation. The

@@ -98,6 +98,8 @@ def _before(trainer: ContrastiveCaptionTrainer, run: RunOptions) -> CaptionerInP
         if os.path.isdir(name) and os.path.samefile(name, str(args.output_dir)):
             raise ValueError(f"--model and --output-dir are one folder, {name}, in which the tuned captioner is now")
     model, processing_class = load_parts(name, **kwargs)
-    captioner = make_captioner(model, processing_class, args, "reference_model", prompt_of(target))
+    # The model before its training is asked what it is asked after it, whatever prompt was saved with it.
+    as_what = "model" if run.reference_model is None else "reference_model"
+    captioner = make_captioner(model, processing_class, args, as_what, prompt_of(target))
     captioner.model.to(args.device).eval()
     return lambda: nullcontext(captioner)
