@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hf_contrastive_caption import caption_images, captioner_for
 from hf_contrastive_caption.captioners import caption_batch
@@ -18,6 +19,7 @@ from hf_contrastive_caption.cli.errors import WrongUseError
 from hf_contrastive_caption.cli.image_files import check_named, images_of
 from hf_contrastive_caption.data.images import image_files
 from hf_contrastive_caption.loading import load_model, load_processing
+from hf_contrastive_caption.processing import CaptionProcessor
 from tests import tiny
 from tests.cli.commands import run, workplace
 
@@ -92,6 +94,28 @@ def test_images_that_do_not_open(place, tmp_path, capsys):
     assert "1 of 2 images do not open" in shown.err
     assert run("caption", bad, "--model", place / "model", "--skip-bad", *QUICK) == 1
     assert "none of the images opens" in capsys.readouterr().err
+
+
+def test_images_that_the_image_processor_does_not_take(place, tmp_path, capsys, monkeypatch):
+    def picky(self, images):
+        if any(image.width > 200 * image.height for image in images):
+            raise ValueError("too wide")
+        return plain(self, images)
+
+    plain = CaptionProcessor.process_images
+    monkeypatch.setattr(CaptionProcessor, "process_images", picky)
+    wide, names = tmp_path / "wide.png", [place / "photos" / name for name in NAMES]
+    Image.new("RGB", (900, 4)).save(wide)
+    words = ("caption", *names[:2], wide, *names[2:], "--model", place / "model", *QUICK)
+    assert run(*words) == 1
+    shown = capsys.readouterr()
+    assert f"{wide}: the image processor takes no image of 900 × 4 pixels: too wide" in shown.err
+    assert "--skip-bad" in shown.err and len(shown.out.splitlines()) == 2  # those before it
+    assert run(*words, "--skip-bad") == 0
+    shown = capsys.readouterr()
+    assert f"skipped: {wide}: " in shown.err and "1 of 5 images" in shown.err
+    expected = zip(map(str, names), captions(place), strict=True)
+    assert [tuple(line.split("\t")) for line in shown.out.splitlines()] == list(expected)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from hf_contrastive_caption.cli.errors import WrongUseError
 from hf_contrastive_caption.cli.image_files import check_named, images_of
 from hf_contrastive_caption.data.images import BadImageError, open_image
 from hf_contrastive_caption.generation import stream_captions
+from hf_contrastive_caption.processing import refused_images
 
 Captioned = tuple[str, float | None]
 """A caption, and its log-probability in nats if that was asked for."""
@@ -57,12 +58,15 @@ def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
                     opened.append(open_image(path))
                     kept.append(path)
                 except BadImageError as error:
-                    if not options.skip_bad:
-                        raise BadImageError(f"{error}\nPass over such images with --skip-bad") from error
-                    tqdm.write(f"skipped: {error}", file=sys.stderr)
+                    _pass_over(error, options)
+            before = done
             for path, found in zip(kept, captions_of(opened) if opened else [], strict=True):
+                if isinstance(found, str):
+                    _pass_over(BadImageError(f"{path}: {found}"), options)
+                    continue
                 print(_line(path, found, options), file=out, flush=True)
-            done, bad = done + len(kept), bad + len(paths) - len(kept)
+                done += 1
+            bad += len(paths) - (done - before)
             bar.update(len(paths))
     if bad:
         print(f"{bad} of {done + bad} images do not open and were skipped", file=sys.stderr)
@@ -71,8 +75,14 @@ def caption(options: CaptionOptions, out: TextIO | None = None) -> int:
     return done
 
 
-def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], Sequence[Captioned]]:
-    """Load the captioner; what is returned captions a batch of images."""
+def _pass_over(error: BadImageError, options: CaptionOptions) -> None:
+    if not options.skip_bad:
+        raise BadImageError(f"{error}\nPass over such images with --skip-bad") from error
+    tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+
+def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], Sequence[Captioned | str]]:
+    """Load the captioner; what is returned captions a batch of images, or says why one of them has no caption."""
     device = _device(options.device)
     captioner = load_named(options.model, prompt=options.prompt, max_new_tokens=options.max_new_tokens, device=None)
     try:
@@ -82,10 +92,16 @@ def load_captions_of(options: CaptionOptions) -> Callable[[list[Image.Image]], S
     set_seed(options.seed)
     arguments = _generation(options)
 
-    def captions_of(images: list[Image.Image]) -> list[Captioned]:
+    def captions_of(images: list[Image.Image]) -> list[Captioned | str]:
         scored = options.log_probs
         found = stream_captions(captioner, images, batch_size=len(images), return_log_probs=scored, **arguments)
-        return [(one.caption, one.log_prob) for one in found]
+        try:
+            return [(one.caption, one.log_prob) for one in found]
+        except BadImageError:  # they are open, so the image processor does not take one of them
+            refused = refused_images(captioner.processor.process_images, images)
+        taken = [image for number, image in enumerate(images) if number not in refused]
+        others = iter(captions_of(taken) if taken else [])
+        return [refused[number] if number in refused else next(others) for number in range(len(images))]
 
     return captions_of
 
