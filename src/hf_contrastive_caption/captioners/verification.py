@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -73,9 +73,18 @@ def _choose(captioner: Captioner) -> None:
     _check_causal(captioner, images, captions, plain)
     _warn_if_blind(captioner, images, captions, plain)
     layouts = {"auto": ("packed", "repeated"), "packed": ("packed",), "repeated": ("repeated",)}[captioner.packing]
+    row_lengths, probes = _row_lengths(captioner), {"repeated": (images, captions, plain)}
+    probes["packed"] = probes["repeated"]
+    if (
+        row_lengths is not _PROBE_LENGTHS
+    ):  # captions too many for a row would not be packed, and packing not be checked
+        images, captions = probe(captioner, row_lengths)
+        with captioner.checking_images(images):
+            probes["packed"] = images, captions, captioner.reference_log_probs(images, captions)
     tried: list[str] = []
     for layout, head in itertools.product(layouts, ("fused", "logits")):
         captioner.layout, captioner.head = layout, head  # type: ignore[assignment]
+        images, captions, plain = probes[layout]
         try:
             scores = captioner._token_log_probs(captioner.model, images, captions)
         except _REFUSALS as error:
@@ -177,8 +186,13 @@ def _tolerance(captioner: Captioner) -> float:
     return TOLERANCE_PER_TOKEN[dtype]
 
 
-def probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
-    """Two images of noise, each with captions of several lengths, made of words from all over the vocabulary."""
+def probe(captioner: Captioner, lengths: Sequence[int] = _PROBE_LENGTHS) -> tuple[Images, CaptionBatch]:
+    """Two images of noise, each with captions of several lengths, made of words from all over the vocabulary.
+
+    Args:
+        captioner: Whose processor reads them.
+        lengths: Tokens of the captions of each image; fewer where the captioner scores fewer.
+    """
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 256, (64, 96, 3), dtype=np.uint8)) for _ in range(2)]
     images = captioner.placed(captioner.processor.process_images(pictures))
@@ -188,19 +202,20 @@ def probe(captioner: Captioner) -> tuple[Images, CaptionBatch]:
     unnamed = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
     words = np.setdiff1d(np.arange(len(tokenizer)), [*tokenizer.all_special_ids, *unnamed])
     end = captioner.processor.end_token_id
-    lengths = _probe_lengths(captioner)
-    sentences = [[*generator.choice(words, length - 1).tolist(), end] for length in (*lengths, *reversed(lengths))]
+    limit = captioner.processor.max_caption_tokens or max(lengths)
+    sentences = [
+        [*generator.choice(words, min(length, limit) - 1).tolist(), end] for length in (*lengths, *reversed(lengths))
+    ]
     image_index = [0] * len(lengths) + [1] * len(lengths)
     return images, caption_batch(sentences, image_index, captioner.device)
 
 
-def _probe_lengths(captioner: Captioner) -> list[int]:
-    """Tokens of the captions of an image, few enough for one row: else packed rows would not be checked."""
-    limit = captioner.processor.max_caption_tokens or max(_PROBE_LENGTHS)
-    lengths = [min(length, limit) for length in _PROBE_LENGTHS]
+def _row_lengths(captioner: Captioner) -> Sequence[int]:
+    """Tokens of the probe's captions of an image where a row of the decoder must hold all of them."""
+    lengths = [min(length, captioner.processor.max_caption_tokens or length) for length in _PROBE_LENGTHS]
     row = captioner.position_limit
     if row is None or sum(lengths) <= row:
-        return lengths
+        return _PROBE_LENGTHS
     return [length for length in (row - row // 2, row // 2) if length]
 
 
