@@ -75,9 +75,7 @@ def _choose(captioner: Captioner) -> None:
     layouts = {"auto": ("packed", "repeated"), "packed": ("packed",), "repeated": ("repeated",)}[captioner.packing]
     row_lengths, probes = _row_lengths(captioner), {"repeated": (images, captions, plain)}
     probes["packed"] = probes["repeated"]
-    if (
-        row_lengths is not _PROBE_LENGTHS
-    ):  # captions too many for a row would not be packed, and packing not be checked
+    if row_lengths is not _PROBE_LENGTHS:  # too many tokens for a row are not packed, and packing is not checked
         images, captions = probe(captioner, row_lengths)
         with captioner.checking_images(images):
             probes["packed"] = images, captions, captioner.reference_log_probs(images, captions)
