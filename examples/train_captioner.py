@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_contrastive_caption import ContrastiveCaptionConfig, ContrastiveCaptionTrainer, captioner_for
@@ -44,6 +44,7 @@ from hf_contrastive_caption.data import CaptionColumns, captions_of, find_column
 from hf_contrastive_caption.data.by_image import same_images
 from hf_contrastive_caption.data.files import load_splits
 from hf_contrastive_caption.data.identity import bytes_key
+from hf_contrastive_caption.data.table import undecoded
 from hf_contrastive_caption.demo.comparison import ModelScores, learning_rows, score_models, two_sides_rows
 from hf_contrastive_caption.evaluation.measures import aligned_table
 from hf_contrastive_caption.loading import load_model, load_processing
@@ -105,7 +106,7 @@ def cut(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     if columns.image_id is not None:
         ids = np.unique(dataset[columns.image_id][:], return_inverse=True)[1]
     else:  # rows with the same file show the same image
-        files = dataset.cast_column(columns.image, Image(decode=False))[columns.image]
+        files = undecoded(dataset, [columns.image])[columns.image]
         ids, _ = same_images(np.array([bytes_key(file, row) for row, file in enumerate(files)], np.uint64))
     images = np.random.default_rng(seed).permutation(ids.max() + 1)
     off = np.isin(ids, images[: max(2, round(share * len(images)))])

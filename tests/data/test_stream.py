@@ -307,7 +307,7 @@ def test_cut_captions_are_reported_once(processor, caplog):
     texts = [text for captions in make_dataset(200, 2)["captions"] for text in captions]
     n_cut = sum(len(text.split()) + 1 > 3 for text in texts)
     assert "max_caption_tokens=3 are cut" in caplog.text and f"{n_cut} captions of this pass" in caplog.text
-    assert 200 < n_cut < 400 + 200  # those that both cut count once
+    assert n_cut > 200  # those that both cut count once
 
 
 def test_bad_rows_are_named(processor):

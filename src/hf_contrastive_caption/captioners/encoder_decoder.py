@@ -74,9 +74,9 @@ class EncoderDecoderCaptioner(CrossAttentionCaptioner):
         """
         generation = self.base_model.generation_config
         own = first_given(setting(generation, "decoder_start_token_id"), setting(generation, "bos_token_id"))
-        return (
-            arguments if own == self.start_token_id else {"decoder_start_token_id": self.start_token_id, **arguments}
-        )
+        if own == self.start_token_id:
+            return arguments
+        return {"decoder_start_token_id": self.start_token_id, **arguments}
 
     def decoder_states(self, states: Images) -> Images:
         """See :meth:`CrossAttentionCaptioner.decoder_states`: in the width of the decoder."""
