@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, TrainerCallback, VisionEncoderDecoderModel
 
@@ -17,6 +17,7 @@ from hf_contrastive_caption.captioners import captioner_for
 from hf_contrastive_caption.data.scenes import scenes
 from hf_contrastive_caption.evaluation.report import CaptionerReport
 from hf_contrastive_caption.generation import caption_images
+from tests import tiny
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_captioner.py"
 TINY = (
@@ -158,6 +159,15 @@ def test_no_image_is_in_two_splits(example):
     rest, off = example.cut(data, 0.1, seed=3)
     assert len(off) == 10 and len(rest) == 90
     assert set(off["image_id"]) & set(rest["image_id"]) == set()
+
+
+def test_rows_with_the_same_file_are_not_in_two_splits(example):
+    names = [number for number in range(8) for _ in range(5)]
+    pictures = tiny.images(8)
+    columns = {"image": [pictures[number] for number in names], "caption": [f"a {number}" for number in names]}
+    rest, off = example.cut(Dataset.from_dict(columns).cast_column("image", Image()), 0.25, seed=0)
+    assert len(rest) == 30 and len(off) == 10
+    assert not set(rest["caption"]) & set(off["caption"])
 
 
 @pytest.mark.parametrize("content", [None, "nothing"])
